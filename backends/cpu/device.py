@@ -1,0 +1,115 @@
+"""The CPU as a device: always available, its peak measured once because no table knows it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from evocore.backend import Backend
+from evocore.backends.cpu.collectives import CPUCollectives
+from evocore.ops.collectives import Collectives
+
+PROBE_SIZE = 1536
+"""Side of the square matrices whose product measures the peak: large enough to leave the caches."""
+
+
+class CPUBackend(Backend):
+    """Any processor that PyTorch runs on."""
+
+    name = "cpu"
+    device_type = "cpu"
+    priority = -100  # every accelerator is preferred
+
+    def why_unavailable(self) -> str | None:
+        return None
+
+    def versions(self) -> dict[str, str]:
+        return {"cpu capability": torch.backends.cpu.get_cpu_capability(), "threads": str(torch.get_num_threads())}
+
+    def device(self, local_rank: int = 0) -> torch.device:
+        return torch.device("cpu")
+
+    def set_device(self, device: torch.device) -> None:
+        return None
+
+    def device_name(self, device: torch.device) -> str:
+        return platform.processor() or platform.machine()
+
+    def synchronize(self, device: torch.device) -> None:
+        return None
+
+    def on_stream(self, stream: Any) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def rng_state(self, device: torch.device) -> dict[str, torch.Tensor]:
+        return {"host": torch.get_rng_state()}
+
+    def memory(self, device: torch.device) -> dict[str, int]:
+        """``allocated`` and ``peak`` are the largest resident set so far: the system keeps no other figure cheaply."""
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return {"allocated": peak, "peak": peak, "total": _physical_memory()}
+
+    def reset_peak_memory(self, device: torch.device) -> None:
+        return None
+
+    def empty_cache(self) -> None:
+        return None
+
+    def preferred_dtype(self) -> torch.dtype:
+        return torch.bfloat16 if _has_fast_bfloat16() else torch.float32
+
+    def peak_flops(self, dtype: torch.dtype, device: torch.device) -> float | None:
+        """The rate of a large matrix product, measured on first use with the threads that this process has."""
+        if dtype != torch.float32 and not _has_fast_bfloat16():
+            return None  # emulated products take minutes to measure and mean nothing
+        return _measured_gemm(dtype, torch.get_num_threads())
+
+    def peak_flops_source(self) -> str:
+        return f"measured: product of two {PROBE_SIZE} x {PROBE_SIZE} matrices"
+
+    def collectives(self) -> Collectives:
+        return CPUCollectives()
+
+    def pins_host_memory(self) -> bool:
+        return False
+
+
+@lru_cache(maxsize=1)
+def _has_fast_bfloat16() -> bool:
+    """Whether matrix products in bfloat16 beat those in float32, by trying a small one."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a = torch.ones(128, 256, dtype=dtype)
+        b = torch.ones(256, 128, dtype=dtype)
+        a @ b
+        start = time.perf_counter()
+        for _ in range(4):
+            a @ b
+        seconds[dtype] = time.perf_counter() - start
+    return seconds[torch.bfloat16] < seconds[torch.float32]
+
+
+@lru_cache(maxsize=4)
+def _measured_gemm(dtype: torch.dtype, threads: int) -> float:
+    a = torch.ones(PROBE_SIZE, PROBE_SIZE, dtype=dtype)
+    b = torch.ones(PROBE_SIZE, PROBE_SIZE, dtype=dtype)
+    rates = []
+    for _ in range(7):
+        start = time.perf_counter()
+        a @ b
+        rates.append(2 * PROBE_SIZE**3 / (time.perf_counter() - start))
+    return statistics.median(sorted(rates)[3:])  # a peak: the slow tries were disturbed
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,23 @@
+"""The one exception for mistakes that a user can mend; the command line prints it without a traceback.
+
+Everything else that escapes is a fault of ours or of a plug-in and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A mistake in what evocore was given: three facts, each one line where it can be.
+
+    Args:
+        wrong: what is wrong, naming the key, the value and the file.
+        expected: what would have been right.
+        fix: what to do now.
+    """
+
+    def __init__(self, wrong: str, expected: str, fix: str) -> None:
+        super().__init__(wrong, expected, fix)
+        self.wrong, self.expected, self.fix = wrong, expected, fix
+
+    def __str__(self) -> str:
+        return f"{self.wrong}\n  expected: {self.expected}\n  to fix: {self.fix}"

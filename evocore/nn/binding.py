@@ -1,0 +1,36 @@
+"""How layers come by their kernels: they say what they need, and receive plain functions before the first step."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from evocore.ops.kernel import Request
+from evocore.ops.resolution import Resolution
+
+
+class UsesOps(nn.Module):
+    """A layer that computes through ops.
+
+    ``requests`` names each function that the layer calls; ``bind_kernels`` sets it as an attribute of that name, so
+    that the call in ``forward`` is an ordinary function call.
+    """
+
+    def requests(self) -> dict[str, Request]:
+        """Attribute name -> what is needed of an op. May be asked again after a parallel strategy resized the layer."""
+        raise TypeError(f"{type(self).__name__} does not say which ops it needs")
+
+
+def model_requests(model: nn.Module) -> list[Request]:
+    """What all layers of a model need, each request once, in module order."""
+    found = [
+        request for layer in model.modules() if isinstance(layer, UsesOps) for request in layer.requests().values()
+    ]
+    return list(dict.fromkeys(found))
+
+
+def bind_kernels(model: nn.Module, resolution: Resolution) -> None:
+    """Give every layer the functions that were chosen for it."""
+    for layer in model.modules():
+        if isinstance(layer, UsesOps):
+            for name, request in layer.requests().items():
+                setattr(layer, name, resolution.function(request))

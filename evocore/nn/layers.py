@@ -1,0 +1,91 @@
+"""The layers with weights: linear, embedding and RMSNorm, each with its role and its initialisation.
+
+Shapes: T tokens, D width of the input, F width of the output, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evocore.nn.binding import UsesOps
+from evocore.nn.roles import Role
+from evocore.ops.kernel import Request
+from evocore.ops.rms_norm import AddRMSNormRequest, RMSNormRequest
+
+
+class Linear(nn.Module):
+    """``y = x @ weight.T + bias`` with ``weight`` of shape ``[F, D]``.
+
+    Args:
+        role: what the weight is for.
+        init_std: standard deviation of the initial weights; the bias starts at zero.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, *, role: Role, dtype: torch.dtype, init_std: float, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.role, self.init_std = role, init_std
+        self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(outputs, dtype=dtype)) if bias else None
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        return F.linear(x_TD, self.weight, self.bias)
+
+
+class Embedding(nn.Module):
+    """Rows of ``weight [V, D]`` by token id."""
+
+    def __init__(self, vocab: int, width: int, *, dtype: torch.dtype, init_std: float) -> None:
+        super().__init__()
+        self.role, self.init_std = Role.EMBEDDING, init_std
+        self.weight = nn.Parameter(torch.empty(vocab, width, dtype=dtype))
+
+    def forward(self, tokens_T: Tensor) -> Tensor:
+        return F.embedding(tokens_T, self.weight)
+
+
+class RMSNorm(UsesOps):
+    """RMSNorm that also adds what the last block computed to the residual stream.
+
+    Args:
+        dtype: of the activations; the weight has ``weight_dtype``, float32 if norms are kept in float32.
+        residual_dtype: of the residual stream.
+    """
+
+    rms_norm: Callable[..., Tensor]
+    add_rms_norm: Callable[..., tuple[Tensor, Tensor]]
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        eps: float,
+        dtype: torch.dtype,
+        weight_dtype: torch.dtype,
+        residual_dtype: torch.dtype,
+        unit_offset: bool = False,
+    ) -> None:
+        super().__init__()
+        self.role, self.eps, self.unit_offset = Role.NORM, eps, unit_offset
+        self.dtype, self.residual_dtype = dtype, residual_dtype
+        self.weight = nn.Parameter(torch.empty(width, dtype=weight_dtype))
+
+    def requests(self) -> dict[str, Request]:
+        width = self.weight.shape[0]
+        wide = self.residual_dtype == torch.float32 != self.dtype
+        return {
+            "rms_norm": RMSNormRequest(self.dtype, width, self.unit_offset),
+            "add_rms_norm": AddRMSNormRequest(self.dtype, width, self.unit_offset, residual_in_fp32=wide),
+        }
+
+    def forward(self, x_TD: Tensor, residual_TD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the normalised sum and the new residual stream; without one, x starts it."""
+        if residual_TD is None:
+            normed = self.rms_norm(x_TD, self.weight, eps=self.eps, unit_offset=self.unit_offset)
+            return normed, x_TD.to(self.residual_dtype)
+        return self.add_rms_norm(x_TD, residual_TD, self.weight, eps=self.eps, unit_offset=self.unit_offset)

@@ -1,0 +1,112 @@
+"""Contracts of ``cross_entropy`` and ``linear_cross_entropy``: the loss of next-token prediction.
+
+Shapes: T tokens, D hidden, V vocabulary.
+
+Both return a weighted sum, not a mean: the caller knows how many tokens the whole global batch holds, a kernel sees one
+micro-batch of one rank. Because the weights are given with the call, a kernel can compute its gradients while the
+logits are at hand and need not keep or recompute them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from evocore.ops.kernel import Request
+
+IGNORE_INDEX = -100
+"""Label of a token that has no loss."""
+
+
+class TokenLoss(NamedTuple):
+    """What a loss kernel returns.
+
+    Attributes:
+        total: float32 scalar, the sum of ``weights_T * loss_T``; the only differentiable one.
+        loss_T: float32 loss of each token, detached; 0 where the label is ignored.
+        correct_T: bool, whether the label's logit is the largest of its row; False where the label is ignored.
+    """
+
+    total: Tensor
+    loss_T: Tensor
+    correct_T: Tensor
+
+
+class CrossEntropy(Protocol):
+    """``loss = (1 - s) * (lse - x[label]) + s * (lse - mean(x)) + z * lse**2`` with ``lse = logsumexp(x)``.
+
+    s is label smoothing (Szegedy et al., 2016, section 7), z the weight of the z-loss (Chowdhery et al., 2022,
+    section 5).
+
+    Args:
+        logits_TV: any strides; not modified.
+        labels_T: int64 in ``[0, V)`` or ``ignore_index``.
+        weights_T: float32 weight of each token in ``total``, a constant; None for 1.
+        ignore_index, label_smoothing, z_loss: as above.
+
+    Returns:
+        A ``TokenLoss`` computed in float32. Differentiable in ``logits_TV``.
+    """
+
+    def __call__(
+        self,
+        logits_TV: Tensor,
+        labels_T: Tensor,
+        weights_T: Tensor | None = None,
+        *,
+        ignore_index: int = IGNORE_INDEX,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+    ) -> TokenLoss: ...
+
+
+class LinearCrossEntropy(Protocol):
+    """``cross_entropy(hidden @ weight.T)`` in pieces: the ``[T, V]`` logits never exist as a whole.
+
+    Args:
+        hidden_TD: any strides; not modified.
+        weight_VD: rows of the output head, in the dtype of ``hidden_TD``.
+        labels_T, weights_T, ignore_index, label_smoothing, z_loss: as in ``cross_entropy``.
+
+    Returns:
+        A ``TokenLoss``; logits are rounded to the dtype of ``hidden_TD`` before the softmax at most. Differentiable in
+        ``hidden_TD`` and ``weight_VD``; ``total`` can be differentiated once. Without gradients (``torch.no_grad``,
+        or no input that requires them) none are computed.
+    """
+
+    def __call__(
+        self,
+        hidden_TD: Tensor,
+        weight_VD: Tensor,
+        labels_T: Tensor,
+        weights_T: Tensor | None = None,
+        *,
+        ignore_index: int = IGNORE_INDEX,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+    ) -> TokenLoss: ...
+
+
+@dataclass(frozen=True)
+class CrossEntropyRequest(Request):
+    """``vocab`` is V."""
+
+    vocab: int
+
+    @property
+    def op(self) -> str:
+        return "cross_entropy"
+
+
+@dataclass(frozen=True)
+class LinearCrossEntropyRequest(Request):
+    """``width`` is D, ``vocab`` is V."""
+
+    width: int
+    vocab: int
+
+    @property
+    def op(self) -> str:
+        return "linear_cross_entropy"

@@ -1,0 +1,1 @@
+"""The decoder that all families share; a family only chooses among its options."""

@@ -1,0 +1,48 @@
+"""The gated MLP: ``w2(silu(w1 x) * w3 x)``, so w1 is the gate, w3 goes up and w2 down.
+
+Shapes: T tokens, D hidden, F feed-forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from evocore.models.decoder.spec import DecoderSpec
+from evocore.nn.binding import UsesOps
+from evocore.nn.layers import Linear
+from evocore.nn.roles import Role
+from evocore.ops.glu import SwiGLURequest
+from evocore.ops.kernel import Request
+
+
+class FeedForward(UsesOps):
+    """SwiGLU MLP."""
+
+    swiglu: Callable[..., Tensor]
+
+    def __init__(self, spec: DecoderSpec, layer: int) -> None:
+        super().__init__()
+        self.width, self.dtype, self.fused = spec.feed_forward, spec.numerics.dtype, spec.fused_gate_up
+        options = dict(dtype=self.dtype, init_std=spec.init.mlp_in, bias=spec.mlp_bias)
+        if self.fused:
+            self.w13 = Linear(spec.hidden, 2 * self.width, role=Role.GATE_UP, **options)
+        else:
+            self.w1 = Linear(spec.hidden, self.width, role=Role.GATE, **options)
+            self.w3 = Linear(spec.hidden, self.width, role=Role.UP, **options)
+        self.w2 = Linear(
+            self.width,
+            spec.hidden,
+            role=Role.DOWN,
+            dtype=self.dtype,
+            init_std=spec.init.residual(spec.init.mlp_out, layer),
+            bias=spec.mlp_bias,
+        )
+
+    def requests(self) -> dict[str, Request]:
+        return {"swiglu": SwiGLURequest(self.dtype, self.width)}
+
+    def forward(self, x_TD: Tensor) -> Tensor:
+        gate_TF, up_TF = self.w13(x_TD).chunk(2, dim=1) if self.fused else (self.w1(x_TD), self.w3(x_TD))
+        return self.w2(self.swiglu(gate_TF, up_TF))

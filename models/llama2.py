@@ -1,0 +1,16 @@
+"""Llama 2: separate wq, wk and wv, no biases, a plain head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from evocore.models.decoder.model import Decoder
+from evocore.models.decoder.spec import from_settings
+from evocore.nn.family import Numerics
+
+
+def build(settings: Mapping[str, Any], numerics: Numerics) -> Decoder:
+    """The model for InternEvo's ``model`` keys; ``num_kv_attention_heads`` gives grouped queries."""
+    biased = not settings.get("no_bias", True)
+    return Decoder(from_settings(settings, numerics, qkv_bias=biased, out_bias=biased))
