@@ -132,9 +132,14 @@ class Decoder(UsesOps):
         return sum(layer.weight.numel() for layer in self.modules() if isinstance(layer, Linear))
 
     def recomputed_matmul_parameters(self) -> int:
-        """Those of the blocks that compute their activations again."""
+        """Those of the blocks that compute their activations again.
+
+        Recomputation stops at the last activation that backward needs, the input of the down projection, so that this
+        last product is not repeated.
+        """
         blocks = list(self.layers)[: self.spec.recompute_layers]
-        return sum(layer.weight.numel() for block in blocks for layer in block.modules() if isinstance(layer, Linear))
+        layers = (layer for block in blocks for layer in block.modules() if isinstance(layer, Linear))
+        return sum(layer.weight.numel() for layer in layers if layer.role is not Role.DOWN)
 
     def attention_shapes(self) -> list[AttentionShape]:
         return [AttentionShape(self.spec.heads, self.spec.head_dim)] * self.spec.layers

@@ -1,0 +1,173 @@
+"""Text from a trained model: prompts in, continuations out, each token computed once thanks to a key-value cache.
+
+Shapes: B sequences, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evocore.checkpoint import Checkpointer
+from evocore.config import Config, config_from_values
+from evocore.data.tokenizer import Tokenizer
+from evocore.errors import UserError
+from evocore.ops.attention import CuSeqlens
+from evocore.plugins.manager import PluginRegistry
+from evocore.training.assembly import make_plan
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Args:
+        max_new_tokens: at most so many per prompt.
+        temperature: divides the logits; 0 takes the most likely token (greedy).
+        top_k: only among the k most likely; 0 for all.
+        top_p: only among the most likely whose probabilities reach p together (Holtzman et al., 2020); 1 for all.
+        seed: of the draws.
+
+    Raises:
+        UserError: if a number is out of its range.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, good, expected in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature >= 0, "0 for greedy, or a positive number"),
+            ("top_k", self.top_k >= 0, "0 for no limit, or a positive number"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+        ):
+            if not good:
+                value = getattr(self, name)
+                raise UserError(f"{name} = {value}", expected, f"pass another --{name.replace('_', '-')}")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to generate, with its tokenizer and what it was trained with."""
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    config: Config
+    device: torch.device
+    step: int
+
+
+def load_model(checkpoint: str | Path, registry: PluginRegistry, *, backend: str | None = None) -> LoadedModel:
+    """Read a model from a checkpoint, a folder of checkpoints (the newest good one), or a run's folder.
+
+    Raises:
+        UserError: if there is no usable checkpoint, or its tokenizer is gone.
+    """
+    path = _find(Path(checkpoint))
+    reader = Checkpointer(path.parent)
+    config = config_from_values(reader.config(path))
+    if config.data.tokenizer_path is None:
+        raise UserError(
+            f"checkpoint {path} was trained without data.tokenizer_path",
+            "a SentencePiece model that turns text into the model's token ids",
+            "set data.tokenizer_path in the training config",
+        )
+    tokenizer = Tokenizer.load(config.data.tokenizer_path)
+    plan = make_plan(config, registry, backend=backend)
+    device = plan.backend.device(0)
+    model = plan.materialise(device, seed=None)
+    weights = {f"master.{name}": torch.empty_like(p, dtype=torch.float32) for name, p in model.named_parameters()}
+    state = reader.load(path, tensors=weights)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[f"master.{name}"])
+    return LoadedModel(model.eval(), tokenizer, config, device, int(state["progress"]["steps"]))
+
+
+def _find(path: Path) -> Path:
+    if (path / "manifest.json").is_file():
+        return path
+    for folder in (path / "checkpoints", path):
+        if folder.is_dir():
+            newest, _ = Checkpointer(folder).latest()
+            if newest is not None:
+                return newest.path
+    raise UserError(
+        f"--checkpoint {path}: no complete checkpoint there",
+        "a checkpoint's folder (it holds manifest.json), a folder of checkpoints, or a run's folder",
+        "look with `evocore checkpoint ls FOLDER`; a run saves every ckpt.checkpoint_every steps and at its end",
+    )
+
+
+@torch.inference_mode()
+def generate(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    device: torch.device,
+    *,
+    stop_id: int | None = None,
+) -> list[list[int]]:
+    """Continue each prompt.
+
+    Args:
+        model: a ``LanguageModel`` in evaluation mode.
+        prompts: token ids, none of them empty.
+        stop_id: ends a continuation; it is not part of the result.
+
+    Returns:
+        The new tokens of each prompt. Greedy continuations do not depend on the other prompts of the batch.
+    """
+    assert prompts and all(prompts), "every prompt needs a token"
+    capacity = max(map(len, prompts)) + sampling.max_new_tokens
+    cache = model.make_cache(len(prompts), capacity, device)
+    generator = torch.Generator().manual_seed(sampling.seed)
+    new: list[list[int]] = [[] for _ in prompts]
+    active = [True] * len(prompts)
+    inputs = [list(prompt) for prompt in prompts]
+    for _ in range(sampling.max_new_tokens):
+        starts = list(cache.lengths)
+        tokens = torch.tensor([token for row in inputs for token in row], device=device)
+        positions = torch.tensor(
+            [start + offset for start, row in zip(starts, inputs, strict=True) for offset in range(len(row))],
+            device=device,
+        )
+        ends = [0]
+        for row in inputs:
+            ends.append(ends[-1] + len(row))
+        hidden_TD = model(tokens, positions, CuSeqlens.of(ends, device), cache)
+        last = torch.tensor(ends[1:], device=device) - 1
+        chosen = choose(model.logits(hidden_TD[last]).float().cpu(), sampling, generator).tolist()
+        for row, token in enumerate(chosen):
+            active[row] = active[row] and token != stop_id
+            if active[row]:
+                new[row].append(token)
+        if not any(active):
+            break
+        inputs = [[token] for token in chosen]
+    return new
+
+
+def choose(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """The next token of each row, int64 ``[B]``."""
+    if sampling.temperature == 0:
+        return logits_BV.argmax(-1)
+    scaled_BV = logits_BV / sampling.temperature
+    if sampling.top_k:
+        kth = scaled_BV.topk(min(sampling.top_k, scaled_BV.shape[-1])).values[:, -1:]
+        scaled_BV = scaled_BV.masked_fill(scaled_BV < kth, float("-inf"))
+    if sampling.top_p < 1:
+        ordered, order = scaled_BV.softmax(-1).sort(descending=True)
+        before = ordered.cumsum(-1) - ordered  # a token is kept if those before it do not reach p yet
+        drop = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before >= sampling.top_p)
+        scaled_BV = scaled_BV.masked_fill(drop, float("-inf"))
+    return torch.multinomial(scaled_BV.softmax(-1), 1, generator=generator).squeeze(-1)

@@ -1,0 +1,1 @@
+"""Trackers, progress and the doctor: what people see of a run."""

@@ -1,0 +1,118 @@
+"""From a config to the parts of a run: backend, family, numerics, kernels, model.
+
+Everything here happens before the first step and before any large memory is touched.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from evocore.backend import Backend, choose_backend
+from evocore.errors import UserError
+from evocore.nn.binding import bind_kernels, model_requests
+from evocore.nn.family import ModelFamily, Numerics
+from evocore.nn.initialise import initialise
+from evocore.ops.adamw import AdamWRequest
+from evocore.ops.resolution import ENVIRONMENT, Resolution, forced_providers, resolve
+from evocore.plugins.manager import PluginRegistry
+
+if TYPE_CHECKING:
+    from evocore.config import Config
+
+OPTIMIZER_REQUEST = AdamWRequest(torch.float32)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will run, decided and explained, with the model still on the meta device."""
+
+    backend: Backend
+    backend_chosen_by: str
+    family: ModelFamily
+    numerics: Numerics
+    resolution: Resolution
+    model: nn.Module
+
+    def adamw(self) -> Callable[..., Any]:
+        return self.resolution.function(OPTIMIZER_REQUEST)
+
+    def materialise(self, device: torch.device, seed: int | None) -> nn.Module:
+        """Give the model memory on ``device``, its kernels, and initial weights unless ``seed`` is None."""
+        self.model.to_empty(device=device)
+        bind_kernels(self.model, self.resolution)
+        if seed is not None:
+            initialise(self.model, seed)
+        return self.model
+
+
+def make_plan(config: Config, registry: PluginRegistry, *, backend: str | None = None) -> Plan:
+    """Decide everything that the config, the environment and the installed plug-ins determine.
+
+    Args:
+        backend: the name given on the command line, if any.
+
+    Raises:
+        UserError: if the backend, the family or a kernel is not to be had, or the device lacks the dtype.
+    """
+    chosen, source = choose_backend(registry.backends(), flag=backend, config=config.backend)
+    family = find_family(config.model_type, registry)
+    numerics = numerics_of(config, chosen)
+    model = family.build(config.model.model_dump(), numerics)
+    forced = forced_providers(config.kernels, os.environ.get(ENVIRONMENT, ""))
+    requests = [*model_requests(model), OPTIMIZER_REQUEST]
+    resolution = resolve(requests, registry.kernels(), chosen.device_type, forced)
+    return Plan(chosen, source, family, numerics, resolution, model)
+
+
+def plan_kernels(config: Config, backend: str | None, registry: PluginRegistry) -> tuple[Resolution, Backend]:
+    """The kernel table of a config and the backend that it is for."""
+    plan = make_plan(config, registry, backend=backend)
+    return plan.resolution, plan.backend
+
+
+def find_family(model_type: str, registry: PluginRegistry) -> ModelFamily:
+    """The family that ``model_type`` names.
+
+    Raises:
+        UserError: if no plug-in brings it.
+    """
+    families = registry.models()
+    for family in families:
+        if model_type == family.name or model_type in family.aliases:
+            return family
+    raise UserError(
+        f"model_type = {model_type!r}: this model family is not supported yet",
+        f"one of {', '.join(sorted(family.name for family in families))}",
+        "choose one of these, or install a plug-in that brings the family (`evocore models` lists them)",
+    )
+
+
+def numerics_of(config: Config, backend: Backend) -> Numerics:
+    """The dtypes of a model on a backend.
+
+    Raises:
+        UserError: if the backend cannot train in the config's dtype.
+    """
+    name = str(config.model.dtype).removeprefix("torch.")
+    dtype = backend.preferred_dtype() if name == "auto" else getattr(torch, _SPELLINGS.get(name, name))
+    if dtype not in backend.dtypes():
+        able = ", ".join(sorted(str(known).removeprefix("torch.") for known in backend.dtypes()))
+        raise UserError(
+            f"model.dtype = {name!r}: backend {backend.name} cannot train in it",
+            f"one of {able}, or auto",
+            'set model.dtype, e.g. --set model.dtype="torch.float32"',
+        )
+    return Numerics(
+        dtype=dtype,
+        norm_dtype=torch.float32 if config.use_fp32_norm else dtype,
+        residual_dtype=torch.float32 if config.model.residual_in_fp32 else dtype,
+    )
+
+
+_SPELLINGS = {"half": "float16", "tf32": "float32", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

@@ -1,0 +1,245 @@
+"""Puts a run together: config, plug-ins, plan, processes, data, model, optimizer, checkpoint - then trains.
+
+The order matters: whatever can be wrong with the input is found before a process group exists or memory is taken.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evocore.checkpoint import Checkpointer, CheckpointInfo
+from evocore.config import Config, LoadedConfig, require_runnable, save_resolved
+from evocore.data.build import build_train_loader, build_valid_sets
+from evocore.data.raw import prepare_raw
+from evocore.parallel.launch import LaunchEnvironment, agree_on, destroy, init_process_group
+from evocore.plugins.manager import PluginRegistry
+from evocore.training.assembly import Plan, make_plan
+from evocore.training.control import StopFile, StopFlag, stop_on_signal
+from evocore.training.folder import RunFolder, environment, new_folder, unfinished
+from evocore.training.observer import Observer, RunStart
+from evocore.training.optimizer import Optimizer
+from evocore.training.schedules import Beta2Schedule, CosineWithWarmup, LossScale
+from evocore.training.state import Progress, restore, tensors_for
+from evocore.training.step import DataParallel, TrainStep
+from evocore.training.trainer import Cadence, Ending, Trainer
+
+
+def train(
+    loaded: LoadedConfig,
+    registry: PluginRegistry,
+    launch: LaunchEnvironment,
+    *,
+    backend: str | None = None,
+    observers: Sequence[Observer] = (),
+) -> tuple[Ending, Path]:
+    """Train as a config says.
+
+    Args:
+        loaded: the config with its sources.
+        registry: the plug-ins.
+        launch: this process among the others.
+        backend: the name given on the command line, if any.
+        observers: told what happens, on rank 0 only.
+
+    Returns:
+        How the run ended and its folder.
+
+    Raises:
+        UserError: for everything that the user can mend.
+    """
+    config = loaded.config
+    plan = make_plan(config, registry, backend=backend)
+    families = {name for family in registry.models() for name in (family.name, *family.aliases)}
+    require_runnable(config, world_size=launch.world_size, families=families)
+    device = plan.backend.device(launch.local_rank)
+    plan.backend.set_device(device)
+    if config.cudnn_deterministic:
+        plan.backend.use_deterministic(True)
+    with stop_on_signal() as stop_flag:
+        if launch.world_size > 1:
+            init_process_group(launch, plan.backend)
+        try:
+            return _train(loaded, plan, launch, device, list(observers) if launch.rank == 0 else [], stop_flag)
+        finally:
+            if launch.world_size > 1:
+                destroy()
+
+
+def _train(
+    loaded: LoadedConfig,
+    plan: Plan,
+    launch: LaunchEnvironment,
+    device: torch.device,
+    observers: list[Observer],
+    stop_flag: StopFlag,
+) -> tuple[Ending, Path]:
+    config = loaded.config
+    collectives = plan.backend.collectives()
+    ranks = DataParallel(launch.rank, launch.world_size, collectives)
+    if ranks.size > 1:
+        agree_on("kernel table", "\n".join(plan.resolution.lines()), collectives)
+        agree_on("config", config.model_dump_json(indent=1), collectives)
+    report = [*loaded.notes, *_rank0_first(ranks, lambda: prepare_raw(config))]
+    folder = _agree_on_folder(config, ranks)
+
+    model = plan.materialise(device, config.seed)
+    optimizer = Optimizer(
+        model,
+        plan.adamw(),
+        weight_decay=config.adam.weight_decay,
+        no_decay=config.adam.no_decay,
+        eps=config.adam.adam_eps,
+        beta1=config.adam.adam_beta1,
+    )
+    scale, progress = _loss_scale(config, plan.numerics.dtype), Progress()
+    checkpointer = _checkpointer(config, folder, launch)
+    data_state, resumed = _resume(config, checkpointer, optimizer, scale, progress)
+    loader = build_train_loader(config, data_rank=ranks.rank, data_size=ranks.size, state=data_state)
+    valid_sets = build_valid_sets(config, data_rank=ranks.rank, data_size=ranks.size)
+    if ranks.rank == 0:
+        save_resolved(loaded, folder.config)
+        folder.write("environment.json", environment(ranks.size, plan.backend.device_name(device), plan.backend.name))
+        folder.write("kernels.json", {"digest": plan.resolution.digest(), "choices": plan.resolution.table()})
+        folder.set_status("running", progress.steps)
+    start = RunStart(
+        folder.path,
+        progress.steps + 1,
+        config.data.total_steps,
+        [*report, *resumed, *_launch_report(plan, model, launch, device)],
+        _tensorboard_folder(config, folder),
+    )
+    for observer in observers:
+        observer.on_start(start)
+    trainer = Trainer(
+        step=TrainStep(
+            model,
+            optimizer,
+            ranks,
+            device,
+            loss_options={"label_smoothing": config.loss.label_smoothing, "z_loss": config.loss.z_loss},
+            clip=config.hybrid_zero_optimizer.clip_grad_norm,
+        ),
+        optimizer=optimizer,
+        loader=loader,
+        valid_sets=valid_sets,
+        backend=plan.backend,
+        device=device,
+        dtype=plan.numerics.dtype,
+        ranks=ranks,
+        lr=CosineWithWarmup(
+            config.adam.lr,
+            config.lr_scheduler.total_steps,
+            config.lr_scheduler.init_steps,
+            config.lr_scheduler.warmup_ratio,
+            config.lr_scheduler.eta_min,
+        ),
+        beta2=Beta2Schedule(config.beta2_scheduler.init_beta2, config.beta2_scheduler.c),
+        scale=scale,
+        progress=progress,
+        cadence=Cadence(config.data.total_steps, config.ckpt.checkpoint_every or 0, config.data.valid_every),
+        checkpointer=checkpointer,
+        stop_flag=stop_flag,
+        stop_file=StopFile(config.ckpt.stop_file_path),
+        observers=observers,
+        seed=config.seed,
+        config=json.loads(config.model_dump_json()),
+    )
+    with loader:
+        ending = trainer.run()
+    if ranks.rank == 0:
+        folder.set_status(ending.value, progress.steps)
+    return ending, folder.path
+
+
+def _rank0_first(ranks: DataParallel, work: Any) -> list[str]:
+    """Let rank 0 do work that leaves files behind, while the others wait; its failure stops all."""
+    notes: list[str] = work() if ranks.rank == 0 else []
+    if ranks.size > 1:
+        ranks.collectives.barrier()
+    return notes
+
+
+def _agree_on_folder(config: Config, ranks: DataParallel) -> RunFolder:
+    """The run's folder, the same on all ranks: an unfinished run is continued if ``auto_resume`` allows it."""
+    root, path = Path(config.run_folder), ""
+    if ranks.rank == 0:
+        continued = None
+        if config.ckpt.auto_resume and config.ckpt.enable_save_ckpt and config.ckpt.save_ckpt_folder is None:
+            continued = unfinished(root, config.JOB_NAME)
+        path = str((continued or new_folder(root, config.JOB_NAME)).path)
+    if ranks.size > 1:
+        path = ranks.collectives.agree(path)[0]
+    return RunFolder(Path(path))
+
+
+def _checkpointer(config: Config, folder: RunFolder, launch: LaunchEnvironment) -> Checkpointer | None:
+    if not config.ckpt.enable_save_ckpt:
+        return None
+    return Checkpointer(config.ckpt.save_ckpt_folder or folder.checkpoints, keep_last=config.ckpt.keep_last)
+
+
+def _resume(
+    config: Config, checkpointer: Checkpointer | None, optimizer: Optimizer, scale: LossScale, progress: Progress
+) -> tuple[dict[str, int] | None, list[str]]:
+    """Load what ``auto_resume`` finds, else what ``load_ckpt_info`` names; return the data's state and notes."""
+    found: CheckpointInfo | None = None
+    notes: list[str] = []
+    content = {"all"}
+    if checkpointer is not None and config.ckpt.auto_resume:
+        found, damaged = checkpointer.latest()
+        notes = [f"checkpoint {info.path} passed over: {info.problem}" for info in damaged]
+    source: Any = found
+    if found is None and config.ckpt.load_ckpt_info is not None:
+        source, content = config.ckpt.load_ckpt_info.path, set(config.ckpt.load_ckpt_info.content)
+    if source is None:
+        return None, notes
+    reader = checkpointer or Checkpointer(Path(str(source)).parent)
+    state = reader.load(source, tensors=tensors_for(content, optimizer))
+    optimizer.publish()
+    restore(state, content, progress, optimizer, scale)
+    where = found.path if found is not None else source
+    notes.append(f"resumed from {where} ({', '.join(sorted(content))}) after step {progress.steps}")
+    wants_data = "all" in content or "sampler" in content
+    return (dict(state["data"]) if wants_data else None), notes
+
+
+def _loss_scale(config: Config, dtype: torch.dtype) -> LossScale:
+    """float16 needs a dynamic scale; bfloat16 only if asked for as InternEvo does it; float32 never."""
+    settings = config.grad_scaler
+    needed = dtype == torch.float16 or (dtype == torch.bfloat16 and settings.bf16)
+    return LossScale(
+        settings.fp16.initial_scale if needed else 1.0,
+        growth_interval=settings.fp16.growth_interval,
+        growth_factor=settings.growth_factor,
+        backoff_factor=settings.backoff_factor,
+        minimum=settings.fp16.min_scale,
+        maximum=settings.max_scale,
+        hysteresis=settings.hysteresis,
+        dynamic=needed,
+    )
+
+
+def _tensorboard_folder(config: Config, folder: RunFolder) -> Path | None:
+    if not config.enable_tb:
+        return None
+    return Path(config.tensorboard_folder) if config.tensorboard_folder else folder.path / "tensorboard"
+
+
+def _launch_report(plan: Plan, model: torch.nn.Module, launch: LaunchEnvironment, device: torch.device) -> list[str]:
+    dtype = plan.numerics.dtype
+    peak = plan.backend.peak_flops(dtype, device)
+    rate = "unknown" if peak is None else f"{peak / 1e12:.3g} TFLOP/s ({plan.backend.peak_flops_source()})"
+    kernels = sorted({f"{choice.request.op}={choice.kernel.provider}" for choice in plan.resolution.choices})
+    return [
+        f"backend {plan.backend.name} (chosen by: {plan.backend_chosen_by}), {plan.backend.device_name(device)}, "
+        f"{launch.world_size} process(es), {torch.get_num_threads()} thread(s)",
+        f"model {plan.family.name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"{str(dtype).removeprefix('torch.')}",
+        f"peak of one device in {str(dtype).removeprefix('torch.')}: {rate}",
+        f"kernels {' '.join(kernels)} (digest {plan.resolution.digest()})",
+    ]
