@@ -75,7 +75,8 @@ class Backend:
 
     def device_name(self, device: torch.device) -> str:
         """What the vendor calls it, e.g. for the run's record."""
-        return str(self.module.get_device_name(device))
+        ask = getattr(self.module, "get_device_name", None)
+        return str(ask(device)) if ask else self.name
 
     def synchronize(self, device: torch.device) -> None:
         """Wait until everything queued on the device is done."""
@@ -104,7 +105,10 @@ class Backend:
 
     def rng_state(self, device: torch.device) -> dict[str, torch.Tensor]:
         """States of every generator that training draws from, uint8 on the host, by name."""
-        return {"host": torch.get_rng_state(), "device": self.module.get_rng_state(device).cpu()}
+        states = {"host": torch.get_rng_state()}
+        if hasattr(self.module, "get_rng_state"):
+            states["device"] = self.module.get_rng_state(device).cpu()
+        return states
 
     def set_rng_state(self, state: dict[str, torch.Tensor], device: torch.device) -> None:
         """Put the generators back to a state that ``rng_state`` returned."""
@@ -115,19 +119,23 @@ class Backend:
     # --- memory -------------------------------------------------------------------------------------------------------
 
     def memory(self, device: torch.device) -> dict[str, int]:
-        """Bytes: ``allocated`` and ``peak`` of this process, ``total`` of the device."""
+        """Bytes: ``allocated`` and ``peak`` of this process, ``total`` of the device; 0 where PyTorch cannot tell."""
+        module = self.module
         return {
-            "allocated": int(self.module.memory_allocated(device)),
-            "peak": int(self.module.max_memory_allocated(device)),
-            "total": int(self.module.mem_get_info(device)[1]),
+            "allocated": int(module.memory_allocated(device)) if hasattr(module, "memory_allocated") else 0,
+            "peak": int(module.max_memory_allocated(device)) if hasattr(module, "max_memory_allocated") else 0,
+            "total": int(module.mem_get_info(device)[1]) if hasattr(module, "mem_get_info") else 0,
         }
 
     def reset_peak_memory(self, device: torch.device) -> None:
-        self.module.reset_peak_memory_stats(device)
+        """Let ``peak`` start again from what is allocated now."""
+        if hasattr(self.module, "reset_peak_memory_stats"):
+            self.module.reset_peak_memory_stats(device)
 
     def empty_cache(self) -> None:
         """Give cached blocks back to the device."""
-        self.module.empty_cache()
+        if hasattr(self.module, "empty_cache"):
+            self.module.empty_cache()
 
     # --- arithmetic -----------------------------------------------------------------------------------------------------
 

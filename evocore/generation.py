@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evocore.checkpoint import Checkpointer
-from evocore.config import Config, config_from_values
+from evocore.checkpoint.checkpointer import Checkpointer
+from evocore.checkpoint.contents import read_contents
+from evocore.config import Config
+from evocore.config.resolved import config_from_values
 from evocore.data.tokenizer import Tokenizer
 from evocore.errors import UserError
 from evocore.ops.attention import CuSeqlens
@@ -74,7 +76,7 @@ def load_model(checkpoint: str | Path, registry: PluginRegistry, *, backend: str
     """
     path = _find(Path(checkpoint))
     reader = Checkpointer(path.parent)
-    config = config_from_values(reader.config(path))
+    config = config_from_values(read_contents(path).config, f"config.json in {path}")
     if config.data.tokenizer_path is None:
         raise UserError(
             f"checkpoint {path} was trained without data.tokenizer_path",
@@ -86,7 +88,7 @@ def load_model(checkpoint: str | Path, registry: PluginRegistry, *, backend: str
     device = plan.backend.device(0)
     model = plan.materialise(device, seed=None)
     weights = {f"master.{name}": torch.empty_like(p, dtype=torch.float32) for name, p in model.named_parameters()}
-    state = reader.load(path, tensors=weights)
+    state: Any = reader.load(path, tensors=weights, skip=("exp_avg*",))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights[f"master.{name}"])

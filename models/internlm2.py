@@ -12,13 +12,4 @@ from evocore.nn.family import Numerics
 
 def build(settings: Mapping[str, Any], numerics: Numerics) -> Decoder:
     """The model for InternEvo's ``model`` keys; ``enable_qkv_fusion=False`` separates wq, wk and wv."""
-    biased = not settings.get("no_bias", True)
-    return Decoder(
-        from_settings(
-            settings,
-            numerics,
-            fused_qkv=bool(settings.get("enable_qkv_fusion", True)),
-            qkv_bias=biased,
-            out_bias=biased,
-        )
-    )
+    return Decoder(from_settings(settings, numerics, fused_qkv=bool(settings.get("enable_qkv_fusion", True))))

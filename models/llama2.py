@@ -12,5 +12,4 @@ from evocore.nn.family import Numerics
 
 def build(settings: Mapping[str, Any], numerics: Numerics) -> Decoder:
     """The model for InternEvo's ``model`` keys; ``num_kv_attention_heads`` gives grouped queries."""
-    biased = not settings.get("no_bias", True)
-    return Decoder(from_settings(settings, numerics, qkv_bias=biased, out_bias=biased))
+    return Decoder(from_settings(settings, numerics))

@@ -5,17 +5,17 @@ The order matters: whatever can be wrong with the input is found before a proces
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from evocore.checkpoint import Checkpointer, CheckpointInfo
+from evocore.checkpoint.checkpointer import Checkpointer
 from evocore.config import Config, LoadedConfig, require_runnable, save_resolved
 from evocore.data.build import build_train_loader, build_valid_sets
 from evocore.data.raw import prepare_raw
+from evocore.errors import UserError
 from evocore.parallel.launch import LaunchEnvironment, agree_on, destroy, init_process_group
 from evocore.plugins.manager import PluginRegistry
 from evocore.training.assembly import Plan, make_plan
@@ -147,7 +147,7 @@ def _train(
         stop_file=StopFile(config.ckpt.stop_file_path),
         observers=observers,
         seed=config.seed,
-        config=json.loads(config.model_dump_json()),
+        config=config.model_dump(mode="json"),
     )
     with loader:
         ending = trainer.run()
@@ -156,11 +156,21 @@ def _train(
     return ending, folder.path
 
 
-def _rank0_first(ranks: DataParallel, work: Any) -> list[str]:
+def _rank0_first(ranks: DataParallel, work: Callable[[], list[str]]) -> list[str]:
     """Let rank 0 do work that leaves files behind, while the others wait; its failure stops all."""
-    notes: list[str] = work() if ranks.rank == 0 else []
+    notes: list[str] = []
+    failure: Exception | None = None
+    if ranks.rank == 0:
+        try:
+            notes = work()
+        except Exception as error:  # noqa: BLE001 - raised again below, once the others know
+            failure = error
     if ranks.size > 1:
-        ranks.collectives.barrier()
+        told = ranks.collectives.agree(str(failure or ""))[0]
+        if told and failure is None:
+            raise UserError(f"rank 0 could not prepare the data: {told}", "prepared data", "see rank 0's message")
+    if failure is not None:
+        raise failure
     return notes
 
 
@@ -187,23 +197,23 @@ def _resume(
     config: Config, checkpointer: Checkpointer | None, optimizer: Optimizer, scale: LossScale, progress: Progress
 ) -> tuple[dict[str, int] | None, list[str]]:
     """Load what ``auto_resume`` finds, else what ``load_ckpt_info`` names; return the data's state and notes."""
-    found: CheckpointInfo | None = None
     notes: list[str] = []
-    content = {"all"}
+    content, source = {"all"}, ""
+    state: dict[str, Any] = {}
     if checkpointer is not None and config.ckpt.auto_resume:
-        found, damaged = checkpointer.latest()
-        notes = [f"checkpoint {info.path} passed over: {info.problem}" for info in damaged]
-    source: Any = found
-    if found is None and config.ckpt.load_ckpt_info is not None:
-        source, content = config.ckpt.load_ckpt_info.path, set(config.ckpt.load_ckpt_info.content)
-    if source is None:
+        resumed = checkpointer.load_latest(tensors=optimizer.tensors())
+        notes = [f"checkpoint {info.path} passed over: {info.problem}" for info in resumed.passed_over]
+        if resumed.info is not None:
+            state, source = resumed.state, str(resumed.info.path)
+    if not source and config.ckpt.load_ckpt_info is not None:
+        content, source = set(config.ckpt.load_ckpt_info.content), config.ckpt.load_ckpt_info.path
+        reader = checkpointer or Checkpointer(Path(source).parent)
+        state = reader.load(source, tensors=tensors_for(content, optimizer), skip=("exp_avg*",))
+    if not source:
         return None, notes
-    reader = checkpointer or Checkpointer(Path(str(source)).parent)
-    state = reader.load(source, tensors=tensors_for(content, optimizer))
     optimizer.publish()
     restore(state, content, progress, optimizer, scale)
-    where = found.path if found is not None else source
-    notes.append(f"resumed from {where} ({', '.join(sorted(content))}) after step {progress.steps}")
+    notes.append(f"resumed from {source} ({', '.join(sorted(content))}) after step {progress.steps}")
     wants_data = "all" in content or "sampler" in content
     return (dict(state["data"]) if wants_data else None), notes
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from evocore.backend import Backend
-from evocore.checkpoint import Checkpointer
+from evocore.checkpoint.checkpointer import Checkpointer
 from evocore.data.batch import StepBatch
 from evocore.data.build import TrainLoader, ValidSet
 from evocore.ops.cross_entropy import IGNORE_INDEX
@@ -34,7 +34,7 @@ class Ending(Enum):
 
 @dataclass(frozen=True)
 class Cadence:
-    """How often things happen, in steps; 0 for never."""
+    """How often things happen, in steps; 0 for never. ``total_steps`` counts skipped batches too, as in InternEvo."""
 
     total_steps: int
     checkpoint_every: int
@@ -104,10 +104,8 @@ class Trainer:
         return ending
 
     def _loop(self) -> Ending:
-        while self._progress.steps < self._cadence.total_steps:
-            batch = next(self._loader, None)
-            if batch is None:
-                break
+        while self._progress.batches < self._cadence.total_steps:
+            batch = next(self._loader)
             agreed = self._agree(batch)
             self._progress.batches = batch.batch_count + 1
             if batch.skipped:
@@ -120,7 +118,7 @@ class Trainer:
             if wanted_here or (not batch.skipped and self._is_due(self._cadence.checkpoint_every)):
                 self._save()
             if agreed.stop or (wanted_here and agreed.stop_file > 0):
-                if self._progress.steps < self._cadence.total_steps:
+                if self._progress.batches < self._cadence.total_steps:
                     return Ending.STOPPED
         return Ending.FINISHED
 

@@ -90,6 +90,9 @@ def from_settings(settings: Mapping[str, Any], numerics: Numerics, **quirks: Any
         rope_base=settings.get("rope_base", 10000),
         rope_interleaved=bool(settings.get("qk_interleaved", False)),
         fused_gate_up=bool(settings.get("mlp_layer_fusion", False)),
+        qkv_bias=_bias(settings, "qkv_bias"),
+        out_bias=_bias(settings, "o_bias"),
+        mlp_bias=bool(settings.get("mlp_bias")),
         norm_head=bool(settings.get("norm_head", False)),
         embed_grad_scale=settings.get("embed_grad_scale", 1),
         recompute_layers=int(float(settings.get("checkpoint", 0)) * layers),
@@ -99,6 +102,12 @@ def from_settings(settings: Mapping[str, Any], numerics: Numerics, **quirks: Any
         ),
     )
     return DecoderSpec(**(common | quirks))
+
+
+def _bias(settings: Mapping[str, Any], key: str) -> bool:
+    """Whether an attention projection has a bias: by its own key, else by ``no_bias``; these families have none."""
+    own = settings.get(key)
+    return settings.get("no_bias") is False if own is None else bool(own)
 
 
 _INIT_KEYS = {

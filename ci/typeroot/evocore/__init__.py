@@ -1,0 +1,1 @@
+../../../evocore/__init__.py

@@ -1,0 +1,1 @@
+../../../evocore/__main__.py

@@ -1,0 +1,1 @@
+../../../evocore/backend.py

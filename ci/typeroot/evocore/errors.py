@@ -1,0 +1,1 @@
+../../../evocore/errors.py

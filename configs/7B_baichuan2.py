@@ -1,0 +1,39 @@
+"""Baichuan2 7B: one fused query-key-value matrix, normalised output head, feed-forward width 11008."""
+
+from evocore.config import read_base
+
+with read_base():
+    from configs._base_.default_runtime import *  # noqa: F403
+
+JOB_NAME = "7b_baichuan2_train"
+model_type = "BAICHUAN2"
+
+data = dict(
+    seq_len=2048,
+    micro_num=4,
+    micro_bsz=1,
+    valid_micro_num=4,
+    valid_every=0,
+    pack_sample_into_one=False,
+    total_steps=20000,
+    min_length=50,
+    train_folder=None,
+    valid_folder=None,
+)
+
+model = dict(
+    num_layers=32,
+    hidden_size=4096,
+    num_attention_heads=32,
+    num_kv_attention_heads=32,
+    mlp_ratio=8 / 3,
+    vocab_size=125696,
+    no_bias=True,
+    norm_type="rmsnorm",
+    layer_norm_epsilon=1e-6,
+    norm_head=True,
+    rope_base=10000,
+    qk_interleaved=False,
+    checkpoint=False,
+    dtype="torch.bfloat16",
+)

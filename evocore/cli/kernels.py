@@ -1,0 +1,119 @@
+"""``evocore kernels``: what is offered, and what a config would run and why."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from evocore.ops.kernel import Kernel
+    from evocore.plugins.manager import PluginRegistry
+
+
+def kernels(
+    config: Annotated[Path | None, typer.Option(help="A config: show what its model would run.")] = None,
+    sets: Annotated[list[str], typer.Option("--set", help="KEY=VALUE over the config; may be repeated.")] = [],  # noqa: B006
+    backend: Annotated[str | None, typer.Option(help="The device; as for training if left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List kernels; with a config, which would be chosen and why the others would not."""
+    from evocore.cli.output import print_json, tell_failed_plugins
+    from evocore.errors import UserError
+    from evocore.plugins.manager import load_plugins
+
+    registry = load_plugins()
+    if config is None:
+        if sets:
+            raise UserError(
+                "--set without --config", "--set together with --config", "name the config whose values it changes"
+            )
+        facts = _offered(registry, backend)
+        show = _show_offered
+    else:
+        facts = _planned(config, sets, backend, registry)
+        show = _show_planned
+    tell_failed_plugins(registry)
+    if as_json:
+        print_json(facts)
+    else:
+        show(facts)
+
+
+def _planned(config: Path, sets: list[str], flag: str | None, registry: PluginRegistry) -> dict[str, Any]:
+    from evocore.config.loaded import load_config
+    from evocore.training.assembly import plan_kernels
+
+    resolution, backend = plan_kernels(load_config(config, sets).config, flag, registry)
+    return {
+        "config": str(config),
+        "backend": backend.name,
+        "device": resolution.device,
+        "digest": resolution.digest(),
+        "kernels": resolution.table(),
+    }
+
+
+def _show_planned(facts: dict[str, Any]) -> None:
+    from evocore.cli.output import print_table
+
+    print(f"{facts['config']} on {facts['backend']}: digest {facts['digest']}")
+    print_table(
+        ["op", "request", "kernel", "priority", "rests on", "not chosen, and why"],
+        [
+            (
+                row["op"],
+                row["request"],
+                row["provider"],
+                row["priority"],
+                row["evidence"],
+                "\n".join(f"{other['provider']}: {other['reason']}" for other in row["rejected"]),
+            )
+            for row in facts["kernels"]
+        ],
+    )
+
+
+def _offered(registry: PluginRegistry, flag: str | None) -> list[dict[str, Any]]:
+    from evocore.backend import choose_backend
+
+    offers = registry.kernels()
+    if flag is not None:
+        backend, _ = choose_backend(registry.backends(), flag=flag)
+        offers = [kernel for kernel in offers if backend.device_type in kernel.devices]
+    return [_facts(kernel) for kernel in sorted(offers, key=lambda kernel: (kernel.op, -kernel.priority, kernel.provider))]
+
+
+def _facts(kernel: Kernel) -> dict[str, Any]:
+    return {
+        "op": kernel.op,
+        "provider": kernel.provider,
+        "devices": sorted(kernel.devices),
+        "dtypes": sorted(str(dtype).removeprefix("torch.") for dtype in kernel.dtypes),
+        "requires": list(kernel.requires),
+        "priority": kernel.priority,
+        "evidence": kernel.evidence,
+        "deterministic": kernel.deterministic,
+        "target": kernel.target,
+    }
+
+
+def _show_offered(facts: list[dict[str, Any]]) -> None:
+    from evocore.cli.output import print_table
+
+    print_table(
+        ["op", "kernel", "devices", "dtypes", "needs", "priority", "rests on"],
+        [
+            (
+                row["op"],
+                row["provider"] + ("" if row["deterministic"] else " (not deterministic)"),
+                ", ".join(row["devices"]),
+                ", ".join(row["dtypes"]),
+                ", ".join(row["requires"]),
+                row["priority"],
+                row["evidence"],
+            )
+            for row in facts
+        ],
+    )

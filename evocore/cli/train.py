@@ -1,0 +1,60 @@
+"""``evocore train``: one rank of a run, or all ranks of a run on this machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    config: Annotated[Path, typer.Option(help="The config: a Python file in InternEvo's form.")],
+    sets: Annotated[list[str], typer.Option("--set", help="KEY=VALUE over the config; may be repeated.")] = [],  # noqa: B006
+    backend: Annotated[str | None, typer.Option(help="The device to train on (`evocore backends`).")] = None,
+    nproc: Annotated[int | None, typer.Option(min=1, help="Start this many processes on this machine.")] = None,
+    launcher: Annotated[str, typer.Option(help="Who started this process: auto, torch, slurm or none.")] = "auto",
+    host: Annotated[str | None, typer.Option(help="Address of rank 0, over what the launcher says.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port of rank 0, over what the launcher says.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights and data order, over the config.")] = None,
+) -> int:
+    """Train the model of a config; prints the run's folder."""
+    from evocore.config import load_config
+    from evocore.parallel.launch import detect_launch
+
+    loaded = load_config(config, sets, {"seed": seed})  # in the parent of --nproc, so that a mistake is told once
+    if nproc is not None:
+        command = ["train", "--config", str(config), "--launcher", "torch"]
+        command += [word for text in sets for word in ("--set", text)]
+        command += [] if backend is None else ["--backend", backend]
+        command += [] if seed is None else ["--seed", str(seed)]
+        return start_ranks(command, nproc)
+    launch = detect_launch(launcher, host=host, port=port)
+
+    from evocore.observe.default import default_observers
+    from evocore.parallel.processes import STOPPED
+    from evocore.plugins.manager import load_plugins
+    from evocore.training.run import train as run_training
+    from evocore.training.trainer import Ending
+
+    observers = default_observers() if launch.rank == 0 else []
+    ending, folder = run_training(loaded, load_plugins(), launch, backend=backend, observers=observers)
+    if launch.rank == 0:
+        print(folder)
+    return STOPPED if ending is Ending.STOPPED else 0
+
+
+def start_ranks(command: list[str], nproc: int) -> int:
+    """Run ``evocore`` with these arguments as ``nproc`` ranks on this machine; the exit code of the whole."""
+    from evocore.errors import UserError
+    from evocore.parallel.processes import run_processes
+
+    if "RANK" in os.environ:
+        raise UserError(
+            f"--nproc {nproc}, but RANK={os.environ['RANK']} says that a launcher started this process",
+            "one launcher: --nproc, or torchrun or srun",
+            "leave out --nproc, or unset RANK",
+        )
+    return run_processes([sys.executable, "-m", "evocore", *command], nproc)

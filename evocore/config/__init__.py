@@ -1,0 +1,30 @@
+"""The config room: InternEvo's Python config files as a typed, checked and explained ``Config``.
+
+Nothing here imports torch, so that the command line stays quick.
+"""
+
+from evocore.config.checks import check, require_runnable
+from evocore.config.loaded import LoadedConfig, load_config, load_values
+from evocore.config.report import facts, text
+from evocore.config.resolved import config_from_values, load_resolved, save_resolved
+from evocore.config.schema import Config
+from evocore.config.schema_keys import Key, leaves, schema_keys
+from evocore.config.source_file import read_base
+
+__all__ = [
+    "Config",
+    "Key",
+    "LoadedConfig",
+    "check",
+    "config_from_values",
+    "facts",
+    "leaves",
+    "load_config",
+    "load_resolved",
+    "load_values",
+    "read_base",
+    "require_runnable",
+    "save_resolved",
+    "schema_keys",
+    "text",
+]

@@ -1,0 +1,185 @@
+"""What the schema reads and the runtime does not honour: the one place to change when a feature arrives.
+
+A key of ``NOT_YET`` is an error at the start of a run unless it holds a neutral value. A key of ``INERT``, or below
+one, is accepted and named in the launch report: whatever it holds changes nothing in what this version runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from evocore.config.problems import shown
+from evocore.config.schema import Config
+from evocore.errors import UserError
+
+
+@dataclass(frozen=True)
+class NotYet:
+    """``neutral`` values are what the runtime does anyway; ``what`` names the feature."""
+
+    neutral: tuple[Any, ...]
+    what: str
+
+
+_MOE = "mixture of experts"
+_ATTENTION = "this kind of attention"
+_ROPE = "rotary scaling"
+_STREAM = "streaming data"
+
+NOT_YET: dict[str, NotYet] = {
+    # parallel
+    "parallel.tensor.size": NotYet((1,), "tensor and sequence parallelism"),
+    "parallel.pipeline.size": NotYet((1,), "pipeline parallelism"),
+    "parallel.weight.size": NotYet((1,), "weight parallelism (isp)"),
+    "parallel.expert.size": NotYet((-1, 0, 1), "expert parallelism"),
+    "parallel.expert_weight.size": NotYet((1,), "weight parallelism of experts"),
+    "parallel.sequence_2D.enable": NotYet((False,), "two-dimensional sequence parallelism"),
+    "parallel.zero1.fsdp": NotYet((False,), "fully sharded data parallelism"),
+    "parallel.fsdp.enable": NotYet((False,), "fully sharded data parallelism"),
+    "parallel.gqa": NotYet((False,), "a separate group for grouped-query attention"),
+    "model.num_chunks": NotYet((1,), "the interleaved pipeline schedule"),
+    # model
+    "model.num_experts": NotYet((1,), _MOE),
+    "model.norm_type": NotYet(("rmsnorm",), "layernorm in the decoder"),
+    "model.apply_post_layer_norm": NotYet((False,), "post-norm"),
+    "model.add_unit_offset": NotYet((False,), "the norm with unit offset"),
+    "model.use_swiglu": NotYet((True,), "GeGLU"),
+    "model.use_glu": NotYet((None, True), "a feed-forward without gate"),
+    "model.dtype": NotYet(("auto", "torch.float16", "torch.bfloat16", "torch.float32"), "tf32"),
+    "model.rope_type": NotYet((None, "default"), _ROPE),
+    "model.rope_scaling_factor": NotYet((1.0,), _ROPE),
+    "model.use_dynamic_ntk_rope": NotYet((False,), _ROPE),
+    "model.use_sliding_window": NotYet((False,), "sliding-window attention"),
+    "model.use_logn_attn": NotYet((False,), _ATTENTION),
+    "model.scale_attn_weights": NotYet((True,), _ATTENTION),
+    "model.drop_rate": NotYet((0.0,), "dropout"),
+    "model.attn_drop_rate": NotYet((0.0,), "dropout"),
+    "model.init_type": NotYet(("normal",), "uniform initialisation"),
+    "model.device": NotYet((None,), "choosing where weights are initialised"),
+    "model.is_reward": NotYet((False,), "reward models"),
+    "model.extra_pred_tokens": NotYet((0,), "multi-token prediction"),
+    "model.inject_info": NotYet((None, {}), "injecting modules into Hugging Face models"),
+    "model.first_k_dense_replace": NotYet((None, 0), _MOE),
+    "hf": NotYet((None,), "importing a Hugging Face model class"),
+    "fsdp_wrap_cls": NotYet((None, []), "fully sharded data parallelism"),
+    # memory and precision
+    "selective_checkpoint": NotYet((False,), "recomputing everything but attention"),
+    "selective_checkpoint_offload": NotYet((False,), "offloading attention outputs"),
+    "cpu_offloading.enable": NotYet((False,), "activation offloading"),
+    "output_tf32": NotYet((False,), "another dtype for the model's output"),
+    "reduce_comm_dtype": NotYet((None,), "another dtype for gradient reduction"),
+    "use_apex_adam": NotYet((False,), "Apex's optimizer"),
+    "int8_training": NotYet((False,), "int8 training"),
+    "fp8": NotYet((None,), "float8 training"),
+    "hybrid_zero_optimizer.clip": NotYet(("global",), "clipping per parameter group"),
+    # data
+    "data.type": NotYet(("tokenized", "random"), "this type of data"),
+    "data.use_shm": NotYet((False,), "the index in shared memory"),
+    "data.bucket_size": NotYet((0,), "sorting samples by length"),
+    "data.is_multimodal": NotYet((False,), "multimodal data"),
+    "data.image_folder": NotYet((None,), "multimodal data"),
+    # checkpoints and monitoring
+    "ckpt.oss_snapshot_freq": NotYet((None,), "snapshots between checkpoints"),
+    "ckpt.load_ckpt_info.ckpt_type": NotYet(("evocore",), "loading this checkpoint format"),
+    "ckpt.enable_internevo2hf_ckpt": NotYet((False,), "saving in the Hugging Face format"),
+    "ckpt.generate_meta_data.enable": NotYet((False,), "metadata for resharding"),
+    "ckpt.need_metadata": NotYet((False,), "metadata for resharding"),
+    "ckpt.universal_ckpt.enable": NotYet((False,), "InternEvo's universal checkpoint"),
+    "monitor.alert.enable_feishu_alert": NotYet((False,), "Feishu alerts"),
+    "monitor.alert.light_monitor_address": NotYet((None,), "heartbeats"),
+    "resume_tb_folder": NotYet((None,), "going on with a TensorBoard folder"),
+    "grad_profiling.grad_norm_profiling": NotYet((False,), "gradient profiling"),
+    "grad_profiling.zero_grad_profiling": NotYet((False,), "gradient profiling"),
+    "grad_profiling.vocab_grad_norm_profiling": NotYet((False,), "gradient profiling"),
+    "gradient_handler": NotYet((None, []), "ColossalAI gradient handlers"),
+}
+
+INERT: dict[str, tuple[str, ...]] = {
+    "they act only with ZeRO sharding": (
+        "hybrid_zero_optimizer.overlap_sync_grad",
+        "hybrid_zero_optimizer.overlap_sync_param",
+        "hybrid_zero_optimizer.reduce_bucket_size",
+        "hybrid_zero_optimizer.use_split_tensor_optim",
+        "hybrid_zero_optimizer.all_gather_size",
+    ),
+    "they act only on groups of more than one rank": (
+        "parallel.tensor.mode",
+        "parallel.pipeline",
+        "parallel.weight",
+        "parallel.expert",
+        "parallel.expert_weight",
+        "parallel.expert_zero1",
+        "parallel.sequence_2D",
+        "parallel.fsdp",
+        "model.embed_split_hidden",
+        "model.parallel_output",
+    ),
+    "they act only with experts": (
+        "model.top_k",
+        "model.num_shared_experts",
+        "model.moe_type",
+        "model.moe_layer_kwargs",
+        "loss.moe_loss_coeff",
+    ),
+    "kernels are resolved per device; force one with kernels=dict(op='provider')": (
+        "model.use_flash_attn",
+        "loss.op_type",
+    ),
+    "the feature that they belong to is off": (
+        "model.sliding_window",
+        "model.max_window_layers",
+        "model.dropout_selective_checkpoint",
+        "loss.mtp_loss_coeff",
+        "cpu_offloading.num_layers",
+        "int8_mode",
+        "pad_token_id",
+        "data.shm_path",
+        "data.content_name",
+        "data.subset_name",
+        "data.image_size",
+        "data.patch_size",
+        "data.vocab_file",
+        "ckpt.async_upload",
+        "ckpt.async_upload_tmp_folder",
+        "ckpt.snapshot_ckpt_folder",
+        "ckpt.generate_meta_data.path",
+        "ckpt.universal_ckpt",
+        "monitor.alert.feishu_alert_address",
+        "monitor.alert.alert_file_path",
+        "grad_profiling",
+    ),
+    "events are written as they come": ("monitor.tensorboard.queue_max_length",),
+    "metrics are always computed in float32": ("metric_dtype",),
+    "InternEvo keeps a counter there": ("batch_count",),
+    "only generating text reads it": ("generation",),
+}
+
+
+def inert_reason(key: str) -> str | None:
+    """Why the value of ``key`` changes nothing, None if it does or has to be neutral."""
+    if key in NOT_YET:
+        return None
+    for reason, entries in INERT.items():
+        if any(key == entry or key.startswith(f"{entry}.") for entry in entries):
+            return reason
+    return None
+
+
+def not_yet(config: Config) -> Iterator[UserError]:
+    """One error per key that asks for what the runtime does not do."""
+    for key, entry in NOT_YET.items():
+        block: Any = config
+        *path, last = key.split(".")
+        for name in path:
+            block = block and getattr(block, name)
+        if block is None:
+            continue  # an optional block that is absent asks for nothing
+        value = getattr(block, last)
+        if value not in entry.neutral:
+            yield UserError(
+                f"{key}={shown(value)}: {entry.what} is not supported yet",
+                " or ".join(f"{key}={shown(one)}" for one in entry.neutral),
+                f"--set {key}={entry.neutral[0]}",
+            )

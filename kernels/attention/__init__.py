@@ -1,0 +1,1 @@
+"""Attention over packed documents: see ``evocore/ops/attention.py`` for what it must do."""

@@ -1,0 +1,1 @@
+"""GELU-gated linear unit: see ``evocore/ops/glu.py`` for what it must do."""

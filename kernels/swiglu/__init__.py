@@ -1,0 +1,1 @@
+"""SiLU-gated linear unit: see ``evocore/ops/glu.py`` for what it must do."""
