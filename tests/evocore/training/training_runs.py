@@ -94,8 +94,13 @@ def figures(recorder: Recorder, *names: str) -> list[tuple[Any, ...]]:
     return [tuple(step[name] for name in names) for step in recorder.steps]
 
 
-def two_ranks(rank: int, world: int, config: dict[str, Any], port: int):
-    """A rank of a data-parallel run, for the process harness."""
-    launch = LaunchEnvironment(rank, rank, world, world, "127.0.0.1", port, launcher="torch")
-    ending, folder, recorder = run(config, launch)
-    return ending.value, str(folder), figures(recorder, "step", "loss", "grad_norm", "num_consumed_tokens")
+def write_config(path: Path, config: dict[str, Any]) -> Path:
+    """The same config as a file, for runs that are processes of their own."""
+    path.write_text("".join(f"{name} = {value!r}\n" for name, value in config.items()))
+    return path
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """The steps in a run's ``metrics.jsonl``."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if "loss" in record]
