@@ -61,6 +61,7 @@ setup(
             "ruff>=0.9",
             "mypy>=1.15",
             "build>=1.2",
+            "setuptools>=77",
         ],
     },
     entry_points={

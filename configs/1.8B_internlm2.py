@@ -3,8 +3,8 @@
 from evocore.config import read_base
 
 with read_base():
-    from configs._base_.default_runtime import *  # noqa: F403
-    from configs._base_.models.internlm2_1B import *  # noqa: F403
+    from configs._base_.default_runtime import *  # noqa: F403, TID251
+    from configs._base_.models.internlm2_1B import *  # noqa: F403, TID251
 
 JOB_NAME = "1.8b_internlm2_train"
 

@@ -3,7 +3,7 @@
 from evocore.config import read_base
 
 with read_base():
-    from configs._base_.default_runtime import *  # noqa: F403
+    from configs._base_.default_runtime import *  # noqa: F403, TID251
 
 JOB_NAME = "7b_gemma_train"
 model_type = "GEMMA"

@@ -6,8 +6,8 @@ The published InternLM2 7B has rotary base 1000000: see ``_base_/models/internlm
 from evocore.config import read_base
 
 with read_base():
-    from configs._base_.default_runtime import *  # noqa: F403
-    from configs._base_.models.internlm2_7B import model, model_type  # noqa: F401
+    from configs._base_.default_runtime import *  # noqa: F403, TID251
+    from configs._base_.models.internlm2_7B import model, model_type  # noqa: F401, TID251
 
 JOB_NAME = "7b_internlm2_train"
 

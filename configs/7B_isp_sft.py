@@ -6,7 +6,7 @@ The model is InternLM2-like (GQA-8) with InternLM's vocabulary and feed-forward 
 from evocore.config import read_base
 
 with read_base():
-    from configs._base_.default_runtime import *  # noqa: F403
+    from configs._base_.default_runtime import *  # noqa: F403, TID251
 
 JOB_NAME = "7b_isp_train"
 model_type = "INTERNLM2"

@@ -3,7 +3,7 @@
 from evocore.config import read_base
 
 with read_base():
-    from configs._base_.default_runtime import *  # noqa: F403
+    from configs._base_.default_runtime import *  # noqa: F403, TID251
 
 JOB_NAME = "8x7b_mixtral"
 model_type = "MIXTRALMOE"

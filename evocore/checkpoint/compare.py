@@ -52,7 +52,7 @@ class Comparison:
 
 
 def compare(a: str | Path, b: str | Path) -> Comparison:
-    """Compare two checkpoints; the run's config and the versions that wrote them are not looked at.
+    """Compare two checkpoints; their configs and the versions that wrote them are not looked at, nor are digests.
 
     Raises:
         UserError: there is no such checkpoint.

@@ -29,7 +29,7 @@ DTYPE_BYTES = {
 }  # fmt: skip
 """Bytes per element by the safetensors format's dtype names."""
 
-Size = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class Chunk(BaseModel):

@@ -103,9 +103,7 @@ class SafetensorsWriter(StorageWriter):
                 )
             properties = item.tensor_data.properties
             dtype_name(item.index.fqn, properties.dtype, properties.layout)
-        check_json(
-            self._state, "state"
-        )  # before it is sent: what cannot be pickled would leave the coordinator waiting
+        check_json(self._state, "state")  # before it is sent: a failure to pickle it would leave the others waiting
         return dataclasses.replace(plan, storage_data=self._state)
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:

@@ -20,7 +20,7 @@ from evocore.checkpoint.manifest import MANIFEST, Manifest, missing_or_cut, read
 from evocore.errors import UserError
 
 _STEP = re.compile("0|[1-9][0-9]*")
-_LEFT_BEHIND = re.compile(r"(?P<step>\d+)\.(?P<kind>tmp|old)-(?P<host>.+)-(?P<pid>\d+)")
+_LEFT_BEHIND = re.compile(r"(?P<step>\d+)\.(?P<kind>tmp|old)-(?P<host>.+)-(?P<pid>\d{1,9})")
 _STALE_SECONDS = 24 * 3600  # another host's writer cannot be asked whether it lives
 
 
@@ -123,11 +123,9 @@ def prune(folder: Path, newest: int, keep_last: int) -> None:
 
 
 def remove(path: Path) -> None:
-    """Delete a folder; warn instead of failing, because what the caller wanted is already done."""
+    """Delete a folder; warn instead of failing: what the caller came for is done, or has an error of its own."""
     try:
-        if _STEP.fullmatch(
-            path.name
-        ):  # a deletion that is cut short must not leave something that looks like a checkpoint
+        if _STEP.fullmatch(path.name):  # so that a deletion cut short leaves nothing that looks like a checkpoint
             path = path.rename(_beside(path, "tmp"))
         shutil.rmtree(path)
     except OSError as error:
@@ -162,7 +160,7 @@ def _beside(final: Path, kind: str) -> Path:
 
 
 def _clear_left_behind(folder: Path) -> None:
-    for path in folder.iterdir():
+    for path in list(folder.iterdir()):
         match = _LEFT_BEHIND.fullmatch(path.name)
         if match is None or _may_be_alive(path, match["host"], int(match["pid"])):
             continue

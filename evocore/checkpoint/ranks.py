@@ -35,9 +35,9 @@ class Ranks:
         if not self.alone:
             source = 0 if self.group is None else dist.get_global_rank(self.group, 0)
             dist.broadcast_object_list(answer, src=source, group=self.group)
-        result, failure = answer
-        if failure is not None:
-            raise failure
+        if answer[1] is not None:
+            raise answer[1]
+        result: T = answer[0]
         return result
 
     @contextmanager

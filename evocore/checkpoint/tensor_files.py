@@ -85,7 +85,8 @@ def _blocks(entries: Sequence[Entry]) -> Iterator[bytes | memoryview]:
     for entry in entries:
         tensor = entry.fetch()
         assert tensor.dtype is DTYPES[entry.dtype] and tensor.shape == entry.shape, entry
-        yield tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+        dense = tensor.detach().cpu().contiguous()  # which, of up to one element, may keep any stride
+        yield dense.as_strided((dense.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
 class ChunkFile:

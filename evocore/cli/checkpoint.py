@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -51,11 +50,12 @@ def ls(
 
 @app.command()
 def verify(
-    path: Annotated[Path, typer.Argument(help="One checkpoint: a <step>/ folder.")],
+    checkpoint: Annotated[str, typer.Argument(help="One checkpoint: a <step>/ folder.")],
     quick: Annotated[bool, typer.Option("--quick", help="Compare files and sizes only, not digests.")] = False,
     as_json: Json = False,
 ) -> None:
     """Read a checkpoint whole and compare every file with its manifest; exit code 2 if it is damaged."""
+    path = local_folder(checkpoint)
     problems = find_problems(path, hashes=not quick)
     if as_json:
         typer.echo(json.dumps({"path": str(path), "complete": not problems, "problems": problems}, indent=1))
@@ -71,14 +71,14 @@ def verify(
 
 @app.command()
 def diff(
-    a: Annotated[Path, typer.Argument(help="One checkpoint: a <step>/ folder.")],
-    b: Annotated[Path, typer.Argument(help="Another one.")],
+    a: Annotated[str, typer.Argument(help="One checkpoint: a <step>/ folder.")],
+    b: Annotated[str, typer.Argument(help="Another one.")],
     as_json: Json = False,
 ) -> None:
     """Compare the tensors and state of two checkpoints, whatever their layouts; exit code 3 if they differ."""
     from evocore.checkpoint.compare import compare
 
-    found = compare(a, b)
+    found = compare(local_folder(a), local_folder(b))
     if as_json:
         tensors = [
             {"name": d.name, "kind": d.kind, "detail": d.detail, "max_abs": _json_number(d.max_abs)}

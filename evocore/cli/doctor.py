@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from evocore.observe.doctor import Diagnosis
+    from evocore.observe.doctor import BackendStatus, Diagnosis
+    from evocore.plugins.manager import PluginStatus
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -36,17 +38,21 @@ def _show(diagnosis: Diagnosis) -> None:
             for plugin in diagnosis.plugins
         ],
     )
-    for plugin in diagnosis.plugins:
-        if plugin.detail:
-            print(f"\n{plugin.name}:\n" + "\n".join("    " + line for line in plugin.detail.splitlines()))
+    _show_tracebacks(diagnosis.plugins)
     print()
     print_table(
         ["backend", "device", "priority", "state"],
         [
-            (status.name, status.device_type, status.priority, status.problem or "available")
+            (
+                status.name,
+                status.device_type,
+                status.priority,
+                status.problem or ("available, chosen" if status.name == diagnosis.chosen else "available"),
+            )
             for status in diagnosis.backends
         ],
     )
+    _show_tracebacks(diagnosis.backends)
     print()
     print_table(["variable", "value"], diagnosis.environment.items())
     print()
@@ -54,3 +60,9 @@ def _show(diagnosis: Diagnosis) -> None:
         print("nothing is wrong")
     for number, problem in enumerate(diagnosis.problems, 1):
         print(f"{number}. {problem.what}\n   {problem.advice}")
+
+
+def _show_tracebacks(asked: Iterable[PluginStatus | BackendStatus]) -> None:
+    for status in asked:
+        if status.detail:
+            print(f"\n{status.name}:\n" + "\n".join("    " + line for line in status.detail.splitlines()))

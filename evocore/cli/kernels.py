@@ -29,20 +29,16 @@ def kernels(
             raise UserError(
                 "--set without --config", "--set together with --config", "name the config whose values it changes"
             )
-        facts = _offered(registry, backend)
-        show = _show_offered
+        offered = _offered(registry, backend)
+        print_json(offered) if as_json else _show_offered(offered)
     else:
-        facts = _planned(config, sets, backend, registry)
-        show = _show_planned
+        planned = _planned(config, sets, backend, registry)
+        print_json(planned) if as_json else _show_planned(planned)
     tell_failed_plugins(registry)
-    if as_json:
-        print_json(facts)
-    else:
-        show(facts)
 
 
 def _planned(config: Path, sets: list[str], flag: str | None, registry: PluginRegistry) -> dict[str, Any]:
-    from evocore.config.loaded import load_config
+    from evocore.config import load_config
     from evocore.training.assembly import plan_kernels
 
     resolution, backend = plan_kernels(load_config(config, sets).config, flag, registry)
@@ -82,7 +78,9 @@ def _offered(registry: PluginRegistry, flag: str | None) -> list[dict[str, Any]]
     if flag is not None:
         backend, _ = choose_backend(registry.backends(), flag=flag)
         offers = [kernel for kernel in offers if backend.device_type in kernel.devices]
-    return [_facts(kernel) for kernel in sorted(offers, key=lambda kernel: (kernel.op, -kernel.priority, kernel.provider))]
+    return [
+        _facts(kernel) for kernel in sorted(offers, key=lambda kernel: (kernel.op, -kernel.priority, kernel.provider))
+    ]
 
 
 def _facts(kernel: Kernel) -> dict[str, Any]:

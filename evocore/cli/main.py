@@ -114,7 +114,7 @@ def _help() -> str:
             "",
             *lines,
             "",
-            f"  {TRACEBACK}, anywhere, or {TRACEBACK_VARIABLE}=1 shows where an error comes from; --version this version",
+            f"  {TRACEBACK}, anywhere, or {TRACEBACK_VARIABLE}=1 shows where an error comes from; --version",
         ]
     )
 

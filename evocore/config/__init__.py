@@ -5,7 +5,7 @@ Nothing here imports torch, so that the command line stays quick.
 
 from evocore.config.checks import check, require_runnable
 from evocore.config.loaded import LoadedConfig, load_config, load_values
-from evocore.config.report import facts, text
+from evocore.config.report import report_facts, report_text
 from evocore.config.resolved import config_from_values, load_resolved, save_resolved
 from evocore.config.schema import Config
 from evocore.config.schema_keys import Key, leaves, schema_keys
@@ -17,14 +17,14 @@ __all__ = [
     "LoadedConfig",
     "check",
     "config_from_values",
-    "facts",
     "leaves",
     "load_config",
     "load_resolved",
     "load_values",
     "read_base",
+    "report_facts",
+    "report_text",
     "require_runnable",
     "save_resolved",
     "schema_keys",
-    "text",
 ]

@@ -143,6 +143,8 @@ def _checkpoint_loading(layer: _Layer) -> None:
                 f"replace both by {info}=dict(path=..., content=('model',), ckpt_type=...)",
             )
         )
+        for key in ("load_ckpt_folder", "load_model_only_folder", "load_optimizer"):
+            layer.settings.pop(f"ckpt.{key}", None)
         return
     everything = (
         ["model", "sampler"] if layer.get("ckpt.load_optimizer") is False else ["model", "sampler", "optimizer"]

@@ -10,7 +10,7 @@ from evocore.config.schema_keys import leaves, schema_keys
 from evocore.errors import UserError
 
 
-def facts(loaded: LoadedConfig, problems: Sequence[UserError], world_size: int) -> dict[str, Any]:
+def report_facts(loaded: LoadedConfig, problems: Sequence[UserError], world_size: int) -> dict[str, Any]:
     """The config as plain JSON values: every key with value, source and description, the notes and the problems."""
     keys, plain = schema_keys(), loaded.config.model_dump(mode="json")
     return {
@@ -30,7 +30,7 @@ def facts(loaded: LoadedConfig, problems: Sequence[UserError], world_size: int) 
     }
 
 
-def text(facts: dict[str, Any], describe: bool = False) -> str:
+def report_text(facts: dict[str, Any], describe: bool = False) -> str:
     """The same facts as lines grouped by block."""
     lines = [facts["file"]]
     blocks: dict[str, list[dict[str, Any]]] = {}

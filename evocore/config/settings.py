@@ -66,7 +66,8 @@ def source_of(settings: Settings, key: str) -> str:
     if below:
         return ", ".join(below)
     above = key.rpartition(".")[0]
-    return source_of(settings, above) if above and above in settings else "default"
+    whole = settings.get(above)
+    return whole.source if whole is not None and whole.value != {} else "default"
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

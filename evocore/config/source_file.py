@@ -91,6 +91,10 @@ class _ConfigFile:
             near = difflib.get_close_matches(self._path.name, known, n=1)
             fix = f"did you mean {Path(self._name).parent / near[0]}?" if near else "check the path"
             raise UserError(f"cannot read {self._name}: {error.strerror}", "a Python config file", fix) from error
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{self._name} is no text: {error}", "a Python file in UTF-8", "check the path"
+            ) from error
 
     @contextmanager
     def _read_base(self) -> Iterator[None]:

@@ -74,6 +74,8 @@ NOT_YET: dict[str, NotYet] = {
     "int8_training": NotYet((False,), "int8 training"),
     "fp8": NotYet((None,), "float8 training"),
     "hybrid_zero_optimizer.clip": NotYet(("global",), "clipping per parameter group"),
+    "lr_scheduler.last_epoch": NotYet((-1,), "starting a schedule in its middle"),
+    "beta2_scheduler.cur_iter": NotYet((-1,), "starting a schedule in its middle"),
     # data
     "data.type": NotYet(("tokenized", "random"), "this type of data"),
     "data.use_shm": NotYet((False,), "the index in shared memory"),
@@ -150,6 +152,13 @@ INERT: dict[str, tuple[str, ...]] = {
         "monitor.alert.alert_file_path",
         "grad_profiling",
     ),
+    "rotary angles are computed for every position": ("model.max_position_embeddings",),
+    "every validation set is evaluated whole": ("data.valid_micro_num",),
+    "slow ranks are not diagnosed yet, and freeing memory is the backend's business": (
+        "data.empty_cache_and_diag_interval",
+        "data.diag_outlier_ratio",
+    ),
+    "backends choose their algorithms": ("cudnn_benchmark",),
     "events are written as they come": ("monitor.tensorboard.queue_max_length",),
     "metrics are always computed in float32": ("metric_dtype",),
     "InternEvo keeps a counter there": ("batch_count",),

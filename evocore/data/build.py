@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainLoader", "ValidSet", "build_train_loader", "build_valid_sets"]
 
-_RANDOM_TRAIN, _RANDOM_VALID = 1 << 20, 64  # documents of random data
+_RANDOM_TRAIN, _RANDOM_VALID = 1 << 18, 64  # documents of random data
 
 
 def build_train_loader(

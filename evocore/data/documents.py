@@ -34,6 +34,10 @@ class Documents(Protocol):
         """Index into ``type_names``."""
         ...
 
+    def describe(self, document: int) -> str:
+        """Where a document is, for a message."""
+        ...
+
     def read(self, fragments: Sequence[Fragment]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids of the fragments one after another, and the same with -100 where a token is no target.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import queue
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -35,7 +35,7 @@ class _Producer:
 
     def prepare(self) -> _Prepared:
         draw = self.sampler.draw()
-        micro_batches = [] if draw.skipped else [self.packing[pack] for pack in draw.packs.tolist()]
+        micro_batches = [] if draw.skipped else self.packing.read(draw.packs.tolist())
         return _Prepared(StepBatch(micro_batches, draw.skipped, draw.batch_count), self.sampler.state_dict())
 
     def run(self) -> None:
@@ -95,12 +95,6 @@ class TrainLoader:
     def state_dict(self) -> dict[str, int]:
         """Where a resumed run has to go on: behind the last batch that was handed out. The same on every rank."""
         return dict(self._state)
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from ``state``; only before the first batch is taken."""
-        assert self._thread is None, "the loader has begun"
-        self._producer.sampler.load_state_dict(state)
-        self._state = self._producer.sampler.state_dict()
 
     def close(self) -> None:
         """Stop the thread and wait for it; there are no more batches after that."""

@@ -9,8 +9,9 @@ Shapes: T = P = ``packed_length`` = seq_len * micro_bsz tokens of a pack.
 from __future__ import annotations
 
 import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,21 +22,41 @@ from evocore.data.documents import IGNORE_INDEX, Documents, Fragment
 from evocore.data.permutation import Permutation, derive_seed
 from evocore.errors import UserError
 
+_TOKENS_AT_ONCE = 1 << 15  # of which text and arrays fit the cache
 
-class Packing(Protocol):
-    """Numbered packs, each one micro-batch."""
 
+class Packing(ABC):
+    """Numbered packs, each one micro-batch of ``packed_length`` tokens."""
+
+    def __init__(self, packed_length: int) -> None:
+        self._packed_length = packed_length
+
+    @abstractmethod
     def __len__(self) -> int: ...
 
-    def __getitem__(self, number: int) -> MicroBatch: ...
+    @abstractmethod
+    def _read(self, numbers: Sequence[int]) -> list[MicroBatch]: ...
 
+    @abstractmethod
     def filler(self) -> MicroBatch:
         """A micro-batch of the usual shape without any target."""
-        ...
 
+    @abstractmethod
     def fingerprint(self) -> int:
         """31 bits that differ if the packs do: a resumed run compares them."""
-        ...
+
+    def read(self, numbers: Sequence[int]) -> list[MicroBatch]:
+        """The packs of these numbers. A few at a time cost less than one by one.
+
+        Raises:
+            UserError: for a malformed line or an id beyond the vocabulary.
+        """
+        together = max(1, _TOKENS_AT_ONCE // self._packed_length)
+        groups = [numbers[start : start + together] for start in range(0, len(numbers), together)]
+        return [batch for group in groups for batch in self._read(group)]
+
+    def __getitem__(self, number: int) -> MicroBatch:
+        return self.read([number])[0]
 
 
 class _OrderedDocuments:
@@ -45,20 +66,17 @@ class _OrderedDocuments:
         self.documents = documents
         self._vocab_size = vocab_size
         count = len(documents.lengths)
-        order = np.arange(count)
-        if seed is not None:
-            order = Permutation(count, derive_seed(seed, 1))(order)
-        self.order = order.astype(np.uint32) if count < 2**32 else order
+        self.order = np.arange(count) if seed is None else Permutation(count, derive_seed(seed, 1)).all()
         self.lengths = documents.lengths[self.order]
-
-    def document(self, place: int) -> int:
-        return int(self.order[place])
 
     def read(self, fragments: list[Fragment]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         ids, targets = self.documents.read(fragments)
-        if self._vocab_size is not None and len(ids) and (largest := int(ids.max())) >= self._vocab_size:
+        if self._vocab_size is not None and len(ids) and ids.max() >= self._vocab_size:
+            place = int(ids.argmax())
+            ends = np.cumsum([stop - start for _, start, stop in fragments])
+            document = fragments[int(np.searchsorted(ends, place, side="right"))].document
             raise UserError(
-                f"the data holds token id {largest}, model.vocab_size is {self._vocab_size}",
+                f"{self.documents.describe(document)}: token id {ids[place]}, model.vocab_size is {self._vocab_size}",
                 f"ids below {self._vocab_size}",
                 "set model.vocab_size to that of the tokenizer, or tokenise with a smaller one; "
                 "`evocore data inspect` shows the largest id of each file",
@@ -69,7 +87,7 @@ class _OrderedDocuments:
         """Type of each token of the fragments."""
         if not self.documents.type_names:
             return None
-        types = np.empty(sum(stop - start for _, start, stop in fragments), np.int64)
+        types = np.empty(_total(fragments), np.int64)
         position = 0
         for document, start, stop in fragments:
             end = position + stop - start
@@ -82,7 +100,7 @@ class _OrderedDocuments:
         return derive_seed(lengths, *shape) >> 33
 
 
-class _StreamPacking:
+class _StreamPacking(Packing):
     """What both ways of packing a stream share.
 
     Args:
@@ -90,6 +108,8 @@ class _StreamPacking:
         keep_tail: make a last pack of what is left, filled up with tokens 0 without target; else it is dropped.
         vocab_size: ids are checked against it if given.
     """
+
+    _kind: int  # sets the fingerprints of the ways of packing apart
 
     def __init__(
         self,
@@ -101,8 +121,9 @@ class _StreamPacking:
         keep_tail: bool = False,
         vocab_size: int | None = None,
     ) -> None:
+        super().__init__(seq_len * micro_bsz)
         self._documents = _OrderedDocuments(documents, seed, vocab_size)
-        self._seq_len, self._packed_length = seq_len, seq_len * micro_bsz
+        self._seq_len = seq_len
         self._ends = np.cumsum(self._documents.lengths, dtype=np.int64)
         whole, rest = divmod(int(self._ends[-1]), self._packed_length)
         self._count = whole + (1 if keep_tail and rest else 0)
@@ -111,7 +132,7 @@ class _StreamPacking:
         return self._count
 
     def fingerprint(self) -> int:
-        return self._documents.fingerprint(1, self._seq_len, self._packed_length)
+        return self._documents.fingerprint(self._kind, self._seq_len, self._packed_length)
 
     def filler(self) -> MicroBatch:
         return self._assemble([], np.empty(0, np.int64), np.empty(0, np.int64), [])
@@ -122,12 +143,37 @@ class _StreamPacking:
         first, last = np.searchsorted(self._ends, [start, stop - 1], side="right").tolist()
         places = slice(first, last + 1)
         documents, lengths = self._documents.order[places].tolist(), self._documents.lengths[places].tolist()
-        fragments = [Fragment(document, 0, length) for document, length in zip(documents, lengths, strict=True)]
-        end = int(self._ends[last])
-        fragments[-1] = fragments[-1]._replace(stop=lengths[-1] - (end - stop))
-        begin = int(self._ends[first]) - lengths[0]
-        fragments[0] = fragments[0]._replace(start=start - begin)
-        return fragments
+        starts, stops = [0] * len(lengths), lengths
+        starts[0] = lengths[0] - (int(self._ends[first]) - start)
+        stops[-1] -= int(self._ends[last]) - stop
+        return list(map(Fragment, documents, starts, stops))
+
+    @abstractmethod
+    def _with_next(self, number: int, fragments: list[Fragment]) -> list[Fragment]:
+        """The fragments of a pack and the token behind them, if it is the label of the last one."""
+
+    @abstractmethod
+    def _ends_of_spans(self, fragments: list[Fragment], labels: NDArray[np.int64]) -> list[int]:
+        """Where the attention spans of a pack end; masks the labels, which are the next tokens, between documents."""
+
+    def _read(self, numbers: Sequence[int]) -> list[MicroBatch]:
+        length = self._packed_length
+        packs = [self._fragments(number * length, (number + 1) * length) for number in numbers]
+        wanted = [self._with_next(number, pack) for number, pack in zip(numbers, packs, strict=True)]
+        ids, targets = self._documents.read([fragment for pack in wanted for fragment in pack])
+        following = np.full(len(ids), IGNORE_INDEX, np.int64)
+        following[:-1] = targets[1:]
+        batches = []
+        position = 0
+        for pack, read in zip(packs, wanted, strict=True):
+            end, next_pack = position + _total(pack), position + _total(read)
+            labels = following[position:end]
+            if next_pack == end:
+                labels[-1] = IGNORE_INDEX  # what follows is another pack
+            ends = self._ends_of_spans(pack, labels)
+            batches.append(self._assemble(pack, ids[position:end], labels, ends))
+            position = next_pack
+        return batches
 
     def _assemble(
         self, fragments: list[Fragment], ids: NDArray[np.int64], labels: NDArray[np.int64], ends: list[int]
@@ -149,24 +195,22 @@ class DocumentPacking(_StreamPacking):
     token is the next one of its document, even across a cut; -100 at the document's end.
     """
 
-    def __getitem__(self, number: int) -> MicroBatch:
-        fragments = self._fragments(number * self._packed_length, (number + 1) * self._packed_length)
-        last = fragments[-1]
-        length = int(self._documents.documents.lengths[last.document])
-        # One token more than is packed, to be the last label, where the document goes on.
-        ids, targets = self._documents.read([*fragments[:-1], last._replace(stop=min(last.stop + 1, length))])
-        used = sum(stop - start for _, start, stop in fragments)
-        labels = np.full(used, IGNORE_INDEX, np.int64)
-        labels[: len(targets) - 1] = targets[1 : used + 1]
+    _kind = 1
+
+    def _with_next(self, number: int, fragments: list[Fragment]) -> list[Fragment]:
+        document, start, stop = fragments[-1]
+        goes_on = stop < self._documents.documents.lengths[document]
+        return [*fragments[:-1], Fragment(document, start, stop + 1)] if goes_on else fragments
+
+    def _ends_of_spans(self, fragments: list[Fragment], labels: NDArray[np.int64]) -> list[int]:
         ends: list[int] = []
         position = 0
-        for fragment in fragments:
-            end = position + fragment.stop - fragment.start
-            ends += _cuts(position, end, self._seq_len)
-            position = end
-            if fragment is not last:
-                labels[end - 1] = IGNORE_INDEX
-        return self._assemble(fragments, ids[:used], labels, ends)
+        for _, start, stop in fragments:
+            if position:
+                labels[position - 1] = IGNORE_INDEX  # here the last document ends
+            ends += _cuts(position, position + stop - start, self._seq_len)
+            position += stop - start
+        return ends
 
 
 class WindowPacking(_StreamPacking):
@@ -175,17 +219,16 @@ class WindowPacking(_StreamPacking):
     The label of a token is the next one of the stream; the last token of the stream has none.
     """
 
-    def __getitem__(self, number: int) -> MicroBatch:
-        start, stop = number * self._packed_length, (number + 1) * self._packed_length
-        ids, targets = self._documents.read(self._fragments(start, stop + 1))
-        fragments = self._fragments(start, stop)
-        used = sum(stop - start for _, start, stop in fragments)
-        labels = np.full(used, IGNORE_INDEX, np.int64)
-        labels[: len(targets) - 1] = targets[1 : used + 1]
-        return self._assemble(fragments, ids[:used], labels, _cuts(0, used, self._seq_len))
+    _kind = 2
+
+    def _with_next(self, number: int, fragments: list[Fragment]) -> list[Fragment]:
+        return self._fragments(number * self._packed_length, (number + 1) * self._packed_length + 1)
+
+    def _ends_of_spans(self, fragments: list[Fragment], labels: NDArray[np.int64]) -> list[int]:
+        return _cuts(0, len(labels), self._seq_len)
 
 
-class PaddedRows:
+class PaddedRows(Packing):
     """``use_packed_dataset=False``: ``micro_bsz`` rows of ``seq_len`` tokens with one document each.
 
     Longer documents are cut (the last label is the true next token), shorter ones filled with tokens 0 and labels
@@ -202,6 +245,7 @@ class PaddedRows:
         keep_tail: bool = False,
         vocab_size: int | None = None,
     ) -> None:
+        super().__init__(seq_len * micro_bsz)
         self._documents = _OrderedDocuments(documents, seed, vocab_size)
         self._seq_len, self._rows = seq_len, micro_bsz
         whole, rest = divmod(len(self._documents.lengths), micro_bsz)
@@ -211,14 +255,17 @@ class PaddedRows:
         return self._count
 
     def fingerprint(self) -> int:
-        return self._documents.fingerprint(2, self._seq_len, self._rows)
+        return self._documents.fingerprint(3, self._seq_len, self._rows)
 
     def filler(self) -> MicroBatch:
         return self._rows_of([])
 
-    def __getitem__(self, number: int) -> MicroBatch:
+    def _read(self, numbers: Sequence[int]) -> list[MicroBatch]:
+        return [self._rows_of(self._documents_of(number)) for number in numbers]
+
+    def _documents_of(self, number: int) -> list[int]:
         stop = min((number + 1) * self._rows, len(self._documents.lengths))
-        return self._rows_of([self._documents.document(place) for place in range(number * self._rows, stop)])
+        return self._documents.order[number * self._rows : stop].tolist()
 
     def _rows_of(self, documents: list[int]) -> MicroBatch:
         lengths = [int(self._documents.documents.lengths[document]) for document in documents]
@@ -240,6 +287,11 @@ class PaddedRows:
         return make_micro_batch(tokens.ravel(), labels.ravel(), ends, types, self._documents.documents.type_names)
 
 
+def _total(fragments: list[Fragment]) -> int:
+    """Tokens of all fragments."""
+    return sum([stop - start for _, start, stop in fragments])
+
+
 def _cuts(start: int, stop: int, length: int) -> list[int]:
     """Ends of spans of ``length`` (the last may be shorter) that cover ``start`` to ``stop``."""
     return [*range(start + length, stop, length), stop] if stop > start else []
@@ -253,9 +305,9 @@ def make_micro_batch(
     type_names: tuple[str, ...],
 ) -> MicroBatch:
     """Wrap arrays of T elements, whose spans end at ``ends``, without copying them."""
-    positions = np.arange(len(ids))
-    for start, end in pairwise(ends):
-        positions[start:end] = positions[: end - start]
+    ramp, positions = np.arange(len(ids)), np.empty(len(ids), np.int64)
+    for start, end in pairwise([0, *ends]):
+        positions[start:end] = ramp[: end - start]
     return MicroBatch(
         tokens_T=torch.from_numpy(ids),
         labels_T=torch.from_numpy(labels),

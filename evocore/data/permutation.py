@@ -7,10 +7,13 @@ when it is asked for.
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 from numpy.typing import NDArray
 
-_ROUNDS = 8
+_ROUNDS = 6
+_BLOCK = 1 << 14  # elements whose intermediate results fit the cache
 
 
 def mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -26,10 +29,8 @@ def mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def derive_seed(*parts: int) -> int:
     """One 64-bit seed out of several numbers, such as a seed and an epoch; all bits depend on every part."""
-    state = np.zeros(1, np.uint64)
-    for part in parts:
-        state = mix64(state ^ np.array([part % 2**64], np.uint64))
-    return int(state[0])
+    digest = hashlib.blake2b(",".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 class Permutation:
@@ -55,11 +56,28 @@ class Permutation:
             result[outside] = self._encrypt(result[outside])
         return result.astype(np.int64)
 
+    def all(self) -> NDArray[np.integer]:
+        """The elements at all places, as uint32 where that is enough."""
+        result: NDArray[np.integer] = np.empty(self.size, np.uint32 if self.size <= 2**32 else np.int64)
+        for start in range(0, self.size, _BLOCK):
+            stop = min(start + _BLOCK, self.size)
+            result[start:stop] = self(np.arange(start, stop))
+        return result
+
     def _encrypt(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
         low, high = values & self._low_mask, values >> self._low_bits
         for number, key in enumerate(self._keys):
             if number % 2:
-                low ^= mix64(high ^ key) & self._low_mask
+                low ^= _scramble(high ^ key) & self._low_mask
             else:
-                high ^= mix64(low ^ key) & self._high_mask
+                high ^= _scramble(low ^ key) & self._high_mask
         return (high << self._low_bits) | low
+
+
+def _scramble(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """32 bits that depend on all bits of each word; changes ``words``."""
+    words *= np.uint64(0xBF58476D1CE4E5B9)
+    words ^= words >> np.uint64(32)
+    words *= np.uint64(0x94D049BB133111EB)
+    words >>= np.uint64(32)
+    return words

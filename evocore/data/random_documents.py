@@ -36,6 +36,9 @@ class RandomDocuments:
     def type_of(self, document: int) -> int:
         raise ValueError("random documents have no types")
 
+    def describe(self, document: int) -> str:
+        return f"random document {document}"
+
     def read(self, fragments: Sequence[Fragment]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         lengths = [stop - start for _, start, stop in fragments]
         if not lengths:

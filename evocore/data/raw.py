@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from evocore.data.encoding import Recipe
 from evocore.data.sources import find_sources
-from evocore.data.tokenize import Destination, default_workers, refuse_to_overwrite, tokenize
+from evocore.data.tokenize import Destination, Written, default_workers, refuse_to_overwrite, tokenize
 from evocore.data.tokenized import find_bins
 from evocore.errors import UserError
 
@@ -71,6 +71,7 @@ def prepare_raw(config: Config) -> list[str]:
         if old.settings == settings and old.written is not None and _is_there(old, destination):
             return [_summary(destination, old.written)]
         notes.append(f"data.raw: {destination.train} is made anew, {_why(old, settings)}")
+        _write(record_path, replace(old, written=None))  # or a call that is killed in the next line looks complete
         _delete(old, destination)
     tokenizer = destination.tokenizer if destination.tokenizer.exists() else None
     sets = find_sources(raw.sources, raw.suffixes, raw.exclude, raw.max_bytes)
@@ -99,8 +100,15 @@ def _destination(config: Config) -> Destination:
                 "a place for what is made from the text",
                 f'set data.{key}, for example "data/{"train" if key == "train_folder" else "tokenizer.model"}"',
             )
+    train = Path(data.train_folder or "")
     valid = None if data.valid_folder is None else Path(data.valid_folder)
-    return Destination(Path(data.train_folder or ""), valid, Path(data.tokenizer_path or ""))
+    if valid is not None and valid.absolute().is_relative_to(train.absolute()):
+        raise UserError(
+            f"data.valid_folder {valid} lies in data.train_folder {train}: what is held out would be trained on",
+            "two folders beside each other",
+            'set for example data.train_folder="data/train" and data.valid_folder="data/valid"',
+        )
+    return Destination(train, valid, Path(data.tokenizer_path or ""))
 
 
 def _is_there(record: _Record, destination: Destination) -> bool:
@@ -113,7 +121,7 @@ def _delete(record: _Record, destination: Destination) -> None:
         for name in record.sets:
             if folder is not None and (folder / name).is_dir():
                 shutil.rmtree(folder / name)
-    if record.trained_tokenizer and record.settings.get("tokenizer_path") == str(destination.tokenizer):
+    if record.trained_tokenizer and Path(record.settings["tokenizer_path"]) == destination.tokenizer:
         destination.tokenizer.unlink(missing_ok=True)
 
 
@@ -140,8 +148,11 @@ def _read(path: Path) -> _Record | None:
         record = _Record(**json.loads(path.read_text(encoding="utf-8")))
         if any(not name or name == ".." or Path(name).name != name for name in record.sets):  # to be deleted one day
             raise ValueError(f"folders {record.sets}")
+        Path(record.settings["tokenizer_path"])
+        if record.written is not None:
+            Written(**record.written)
         return record
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{path} is damaged ({error})",
             "the record that evocore left beside the data it made from data.raw",

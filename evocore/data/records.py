@@ -103,18 +103,19 @@ class TokenizedFile:
         else:
             return None
         last = self._map.find(b"]", first)
-        # The first bracket closes the line: there is no further key, such as a loss mask.
-        if (
-            last < 0
-            or (tail := self._map[last : last + 3]) != b"]}\n"
-            and (tail != b"]}" or last + 2 < len(self._map))
-        ):
+        # The first bracket has to close the line, or there is a further key, such as a loss mask.
+        if last < 0 or self._map[last : last + 3] not in (b"]}\n", b"]}"):  # the latter at the end of the file
             return None
         if start:
-            first = self._comma(first, last, start) + 1
+            comma = self._comma(first, last, start)
+            if comma < 0:
+                return None
+            first = comma + 1
         if stop < self.counts[row]:
             last = self._comma(first, last, stop - start)
-        if np.count_nonzero(self._bytes[first:last] == _COMMA) != stop - start - 1:
+            if last < 0:
+                return None
+        elif np.count_nonzero(self._bytes[first:last] == _COMMA) != stop - start - 1:
             return None
         return self._map[first:last]
 
@@ -123,16 +124,16 @@ class TokenizedFile:
         return len(self._map) if end < 0 else end
 
     def _comma(self, position: int, end: int, number: int) -> int:
-        """Position of the ``number``-th comma (from 1) from ``position`` on; ``end`` if there are fewer before it."""
+        """Position of the ``number``-th comma (from 1) in ``position`` to ``end``; -1 if there are fewer."""
         while position < end:
             window = min(_WINDOW, 8 * number + 64, end - position)
             found = self._bytes[position : position + window] == _COMMA
             here = int(np.count_nonzero(found))
             if here >= number:
-                return position + int(np.flatnonzero(found)[number - 1])
+                return position + int(found.nonzero()[0][number - 1])
             number -= here
             position += window
-        return end
+        return -1
 
     def parse(self, row: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Ids and targets of one document through the JSON parser: exact, slow, and the source of all complaints.

@@ -120,10 +120,20 @@ class TokenizedDocuments:
         """See :class:`evocore.data.documents.Documents`; raises a UserError for a malformed line."""
         parts = []
         for document, start, stop in fragments:
-            number = bisect_right(self._starts, document) - 1
-            row, kept = document - self._starts[number], self._rows[number]
-            parts.append((self._file(number), row if kept is None else int(kept[row]), start, stop))
+            number, row = self._place(document)
+            parts.append((self._file(number), row, start, stop))
         return read_fragments(parts)
+
+    def describe(self, document: int) -> str:
+        """File and line of a document."""
+        number, row = self._place(document)
+        return f"{self._paths[number]}, line {row + 1}"
+
+    def _place(self, document: int) -> tuple[int, int]:
+        """Number of the file that holds a document, and its row there."""
+        number = bisect_right(self._starts, document) - 1
+        row, kept = document - self._starts[number], self._rows[number]
+        return number, row if kept is None else int(kept[row])
 
     def _file(self, number: int) -> TokenizedFile:
         file = self._open.get(number)

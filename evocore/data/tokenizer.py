@@ -113,8 +113,9 @@ def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int) -> None:
             minloglevel=2,
         )
     except RuntimeError as error:
+        reason = str(error).rpartition("] ")[2] or "there is none"
         raise UserError(
-            f"no tokenizer of {vocab_size} pieces can be trained on this text ({str(error).strip()})",
+            f"no tokenizer of {vocab_size} pieces can be trained on this text: {reason}",
             "text with enough different words; at least 300 pieces or so, as 256 of them are bytes",
             "change --vocab-size (data.raw.vocab_size), or give more text",
         ) from None

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:  # listing families must not wait for torch
+    import torch
+    from torch import Tensor, nn
 
-from evocore.ops.attention import CuSeqlens
-from evocore.ops.cross_entropy import TokenLoss
+    from evocore.ops.attention import CuSeqlens
+    from evocore.ops.cross_entropy import TokenLoss
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ class ModelFamily:
 
     def build(self, settings: Mapping[str, Any], numerics: Numerics) -> nn.Module:
         """The model on the meta device: shapes without memory."""
+        import torch
+
         module, _, function = self.target.partition(":")
         with torch.device("meta"):
             return getattr(import_module(module), function)(settings, numerics)  # type: ignore[no-any-return]

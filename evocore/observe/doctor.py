@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import traceback
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -28,12 +29,16 @@ ABSENT = "not installed"
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """One backend on this machine; ``problem`` is None if it can be used."""
+    """One backend on this machine.
+
+    ``problem`` is None if it can be used; ``detail`` is the traceback if it raised when it was asked.
+    """
 
     name: str
     device_type: str
     priority: int
     problem: str | None
+    detail: str = ""
     devices: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -81,7 +86,7 @@ def examine(registry: PluginRegistry, environ: Mapping[str, str] = os.environ) -
     optional = [Requirement(text) for kernel in kernels for text in kernel.requires]
     chosen = None
     try:
-        chosen = choose_backend(offers)[0].name
+        chosen = choose_backend(that_answer(offers))[0].name
     except UserError as error:
         problems.append(_as_problem(error))
     try:
@@ -110,6 +115,11 @@ def survey_backends(offers: Iterable[type[Backend]]) -> list[BackendStatus]:
     return sorted((_survey(offer) for offer in offers), key=lambda status: (-status.priority, status.name))
 
 
+def that_answer(offers: Iterable[type[Backend]]) -> list[type[Backend]]:
+    """Those that do not raise when they are asked."""
+    return [offer for offer in offers if not _survey(offer).detail]
+
+
 def _survey(offer: type[Backend]) -> BackendStatus:
     try:
         backend = offer()
@@ -118,7 +128,13 @@ def _survey(offer: type[Backend]) -> BackendStatus:
             return BackendStatus(offer.name, offer.device_type, offer.priority, problem)
         devices = [backend.device_name(backend.device(number)) for number in range(backend.device_count())]
         return BackendStatus(
-            offer.name, offer.device_type, offer.priority, None, devices, backend.versions(), backend.health_problems()
+            offer.name,
+            offer.device_type,
+            offer.priority,
+            problem=None,
+            devices=devices,
+            versions=backend.versions(),
+            warnings=backend.health_problems(),
         )
     except Exception as error:  # noqa: BLE001 - a backend that cannot even be asked is a finding
         return BackendStatus(
@@ -126,6 +142,7 @@ def _survey(offer: type[Backend]) -> BackendStatus:
             getattr(offer, "device_type", "?"),
             getattr(offer, "priority", 0),
             f"raised {type(error).__name__}: {error}",
+            traceback.format_exc(),
         )
 
 
@@ -170,6 +187,9 @@ def _backend_problems(backends: list[BackendStatus]) -> Iterable[Problem]:
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield Problem(f"{names.count(name)} backends are called {name}", "block all but one plug-in that brings it")
     for status in backends:
+        if status.detail:
+            advice = "mend or block the plug-in that brings it: until then every choice of a backend raises"
+            yield Problem(f"backend {status.name} {status.problem}", advice)
         for line in status.warnings:
             yield Problem(f"backend {status.name}: {line}", "see there: the line names its cure")
 

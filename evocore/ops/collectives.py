@@ -7,8 +7,8 @@ that hold for every call:
   and a call with None does what a group of that one process would do.
 - A tensor that is only read may have any strides. One that is written to must be contiguous.
 - Where every rank passes the same size and that size is zero, nothing is sent.
-- ``asynchronous=True`` returns at once; the result may be read, and the tensors that went in may be changed, after the
-  handle's ``wait()``. Waiting again does nothing.
+- ``asynchronous=True`` returns at once; the result may be read, and the tensors that went in may be changed, after
+  the handle's ``wait()``. Waiting again does nothing.
 
 Sizes: W is the number of ranks in the group.
 """
@@ -155,7 +155,7 @@ class Collectives:
         return texts
 
 
-# --- for those who override a method ----------------------------------------------------------------------------------
+# --- for those who override a method ------------------------------------------------------------------------------
 
 
 def is_alone(group: dist.ProcessGroup | None) -> bool:
@@ -178,7 +178,7 @@ def check_reduce_scatter(
     return reduction
 
 
-# --- what every call checks, and the names that PyTorch changed ---------------------------------------------------------
+# --- what every call checks, and the names that PyTorch changed --------------------------------------------------
 
 _OPS = {"sum": dist.ReduceOp.SUM, "avg": dist.ReduceOp.AVG, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}
 

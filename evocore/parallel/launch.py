@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from evocore.errors import UserError
 from evocore.parallel.nodelist import expand_nodes
+from evocore.parallel.rendezvous import agree_on_attempt
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -73,7 +74,9 @@ def detect_launch(
         UserError: if variables are missing, are no numbers or contradict one another.
     """
     if launcher not in LAUNCHERS:
-        raise UserError(f"--launcher {launcher}", f"one of {', '.join(LAUNCHERS)}", "name one of these, or leave it out")
+        raise UserError(
+            f"--launcher {launcher}", f"one of {', '.join(LAUNCHERS)}", "name one of these, or leave it out"
+        )
     if launcher == "auto":
         launcher = _guess(environ)
     if launcher == "none":
@@ -83,7 +86,9 @@ def detect_launch(
     return found
 
 
-def init_process_group(launch: LaunchEnvironment, backend: Backend, timeout: timedelta = timedelta(minutes=30)) -> None:
+def init_process_group(
+    launch: LaunchEnvironment, backend: Backend, timeout: timedelta = timedelta(minutes=30)
+) -> None:
     """Connect the processes of a run; a single process needs no process group and gets none.
 
     Args:
@@ -101,8 +106,6 @@ def init_process_group(launch: LaunchEnvironment, backend: Backend, timeout: tim
         timeout=timeout,
     )
     if launch.launcher_hosts_store:
-        from evocore.parallel.rendezvous import agree_on_attempt
-
         token = agree_on_attempt(store, launch.rank, launch.world_size, timeout)
         store = dist.PrefixStore(f"evocore/attempt_{token}", store)
     dist.init_process_group(
@@ -136,7 +139,9 @@ def agree_on(name: str, text: str, collectives: Collectives) -> None:
     first = texts[0]
     versions = []
     for other, holders in list(ranks.items())[1:]:
-        lines = difflib.unified_diff(first.splitlines(), other.splitlines(), "rank 0", _name_ranks(holders), "", "", 0, "")
+        lines = difflib.unified_diff(
+            first.splitlines(), other.splitlines(), "rank 0", _name_ranks(holders), "", "", 0, ""
+        )
         versions.append("\n".join(list(lines)[:DIFFERENCES]))
     raise UserError(
         f"the ranks do not agree on {name}: {'; '.join(_name_ranks(holders) for holders in ranks.values())} differ\n"
@@ -170,7 +175,8 @@ def _from_torch(environ: Mapping[str, str], host: str | None, port: int | None) 
         raise UserError(
             f"the launcher is torch, but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set",
             f"{', '.join(TORCH_VARIABLES)}, as torchrun sets them",
-            "start with `torchrun --nproc-per-node N -m evocore train ...`, or `evocore train --nproc N ...`, or pass --launcher none",
+            "start with `torchrun --nproc-per-node N -m evocore train ...` or `evocore train --nproc N ...`, or say "
+            "--launcher none",
         )
     return LaunchEnvironment(
         rank=_number(given, "RANK"),
@@ -237,7 +243,9 @@ def _number(environ: Mapping[str, str], name: str, default: int | None = None) -
         return default
     if not text.isdecimal():
         raise UserError(
-            f"{name}={text!r} in the environment", "a whole number, 0 or more", f"correct {name}, or start with a launcher"
+            f"{name}={text!r} in the environment",
+            "a whole number, 0 or more",
+            f"correct {name}, or start with a launcher",
         )
     return int(text)
 

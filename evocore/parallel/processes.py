@@ -1,8 +1,8 @@
 """Starts the ranks of a run on one machine and answers for them with one exit code.
 
-torchrun restarts processes and finds other machines; it also ends them 30 seconds after a signal, saved or not, and its
-own exit code does not tell a user's mistake from ours. For several processes on one machine this is all that is needed,
-and it starts without importing PyTorch.
+torchrun restarts processes and finds other machines; it also ends them 30 seconds after a signal, saved or not, and
+its own exit code does not tell a user's mistake from ours. For several processes on one machine this is all that is
+needed, and it starts without importing PyTorch.
 """
 
 from __future__ import annotations
@@ -27,30 +27,33 @@ POLL = 0.05
 def run_processes(command: Sequence[str], count: int, environ: Mapping[str, str] = os.environ) -> int:
     """Run ``command`` ``count`` times, as the ranks of one run, and wait.
 
-    SIGINT, SIGTERM and SIGHUP are passed on to every rank, as often as they come, and the ranks get the time they need.
+    SIGINT, SIGTERM and SIGHUP are passed on to every rank, as often as they come; the ranks get the time they need.
 
     Returns:
-        0 if all ranks returned 0; 75 if one stopped on request and none failed; otherwise the exit code of the first
-        that failed, 1 if a signal ended it (which is told on standard error).
+        0 if all ranks returned 0; 75 if one stopped on request and none failed; 128 + N if signal N was passed on and
+        ended a rank, as shells count; otherwise the exit code of the first that failed, 1 if another signal ended it
+        (which is told on standard error).
     """
-    port = str(_free_port())
-    threads = environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // count))
+    shared = {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "OMP_NUM_THREADS": environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // count)),
+    }
     ranks: list[subprocess.Popen[bytes]] = []
-    with _signals_passed_on(ranks):
+    with _signals_passed_on(ranks) as passed_on:
         for rank in range(count):
-            own = {
-                **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)},
-                **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": threads},
-            }
+            own = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             # A session of its own: the terminal's Ctrl-C would otherwise reach each rank twice.
             ranks.append(subprocess.Popen(command, env={**environ, **own}, start_new_session=True))
         try:
-            return _wait(ranks)
+            return _wait(ranks, passed_on)
         finally:
             _end(ranks, grace=0.0)
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
+def _wait(ranks: list[subprocess.Popen[bytes]], passed_on: list[int]) -> int:
     result, running = 0, dict(enumerate(ranks))
     while running:
         for rank, process in list(running.items()):
@@ -61,7 +64,9 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:
             if code == STOPPED:
                 result = STOPPED
             elif code != 0:
-                if code < 0:
+                if -code in passed_on:
+                    code = 128 - code
+                elif code < 0:
                     print(f"evocore: rank {rank} was ended by {signal.Signals(-code).name}", file=sys.stderr)
                 _end(list(running.values()), GRACE)
                 return max(code, 1)
@@ -83,8 +88,11 @@ def _end(ranks: list[subprocess.Popen[bytes]], grace: float) -> None:
 
 
 @contextmanager
-def _signals_passed_on(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+def _signals_passed_on(ranks: list[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
+    passed_on: list[int] = []
+
     def pass_on(number: int, frame: FrameType | None) -> None:
+        passed_on.append(number)
         for process in ranks:
             if process.poll() is None:
                 process.send_signal(number)
@@ -92,7 +100,7 @@ def _signals_passed_on(ranks: list[subprocess.Popen[bytes]]) -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, pass_on) for number in numbers]
     try:
-        yield
+        yield passed_on
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)

@@ -24,7 +24,7 @@ import torch.distributed as dist
 PRELOADED = ("evocore.testing.distributed",)
 
 
-class RankFailure(AssertionError):
+class RankError(AssertionError):
     """A rank raised, died, or was not done in time.
 
     Attributes:
@@ -73,7 +73,7 @@ class RankPool:
             What each rank returned, in rank order.
 
         Raises:
-            RankFailure: with the traceback of the first rank that failed; the processes are ended, and the next call
+            RankError: with the traceback of the first rank that failed; the processes are ended, and the next call
                 starts new ones.
         """
         if not self._processes:
@@ -97,7 +97,7 @@ class RankPool:
     def _start(self) -> None:
         for rank in range(self.world_size):
             ours, theirs = self._context.Pipe()
-            process = self._context.Process(  # type: ignore[attr-defined]
+            process = self._context.Process(
                 target=_serve, args=(theirs, rank, self.world_size, self.backend), daemon=True
             )
             process.start()
@@ -119,12 +119,12 @@ class RankPool:
             late = [rank for rank in range(self.world_size) if rank not in results]
             ready = wait([self._connections[rank] for rank in late], timeout=max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise RankFailure(late[0], f"not done in time (waiting for ranks {late})")
+                raise RankError(late[0], f"not done in time (waiting for ranks {late})")
             reports = [(rank, self._receive(rank)) for rank in late if self._connections[rank] in ready]
             for rank, report in sorted(reports, key=lambda pair: pair[1].moment):
                 if report.failure is not None:
                     self._raise_if_one_died()  # which is why the others fail, wherever it comes in the queue
-                    raise RankFailure(rank, report.failure, _unpickled_error(report.error))
+                    raise RankError(rank, report.failure, _unpickled_error(report.error))
                 results[rank] = report.value
         return [results[rank] for rank in range(self.world_size)]
 
@@ -139,7 +139,7 @@ class RankPool:
         wait([process.sentinel for process in self._processes], timeout=0.1)
         for rank, process in enumerate(self._processes):
             if process.exitcode is not None:
-                raise RankFailure(rank, f"the process ended with exit code {process.exitcode}")
+                raise RankError(rank, f"the process ended with exit code {process.exitcode}")
 
 
 class RankPools:
@@ -206,6 +206,6 @@ def _pickled_error(error: Exception) -> bytes:
 
 def _unpickled_error(error: bytes) -> BaseException | None:
     try:
-        return pickle.loads(error) if error else None  # type: ignore[no-any-return]
+        return pickle.loads(error) if error else None
     except Exception:  # noqa: BLE001 - an exception whose constructor takes other arguments cannot be rebuilt
         return None

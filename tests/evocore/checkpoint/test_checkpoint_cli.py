@@ -50,7 +50,7 @@ def test_ls_of_nothing(tmp_path):
 
 
 def test_verify(folder):
-    good, bad = run("verify", folder / "100"), run("verify", folder / "200")
+    good, bad = run("verify", f"local:{folder}/100"), run("verify", folder / "200")
     assert good.exit_code == 0 and "is complete: step 100" in good.stdout
     assert bad.exit_code == 2 and bad.stdout.splitlines()[1:] == ["  state.json is missing"]
     facts = json.loads(run("verify", folder / "200", "--json").stdout)
@@ -84,13 +84,25 @@ def test_diff_of_equal_checkpoints(tmp_path):
 
 def test_diff_names_what_differs(tmp_path):
     nan, inf = float("nan"), float("inf")
-    common = {"same": torch.ones(2), "signs": torch.zeros(1)}
-    a = save(tmp_path, 1, {"step": 1, "a": None}, **common, w=torch.tensor([1.0, nan, inf, 3.0]), shape=torch.ones(2, 3),
-             dtype=torch.ones(2), mine=torch.ones(1), count=torch.tensor([5, 2**40]), lost=torch.tensor([1.0]))  # fmt: skip
-    common["signs"] = -torch.zeros(1)
-    b = save(tmp_path, 2, {"step": 2}, **common, w=torch.tensor([1.5, nan, inf, 1.0]), shape=torch.ones(3, 2),
-             dtype=torch.ones(2).bfloat16() * 2, yours=torch.ones(1), count=torch.tensor([5, 2**40 + 3]),
-             lost=torch.tensor([nan]))  # fmt: skip
+    left = {
+        "same": torch.ones(2),
+        "signs": torch.zeros(1),
+        "w": torch.tensor([1.0, nan, inf, 3.0]),
+        "shape": torch.ones(2, 3),
+        "dtype": torch.ones(2),
+        "count": torch.tensor([5, 2**40]),
+        "lost": torch.tensor([1.0]),
+    }
+    right = left | {
+        "signs": -torch.zeros(1),
+        "w": torch.tensor([1.5, nan, inf, 1.0]),
+        "shape": torch.ones(3, 2),
+        "dtype": torch.ones(2).bfloat16() * 2,
+        "count": torch.tensor([5, 2**40 + 3]),
+        "lost": torch.tensor([nan]),
+    }
+    a = save(tmp_path, 1, {"step": 1, "a": None}, **left, mine=torch.ones(1))
+    b = save(tmp_path, 2, {"step": 2}, **right, yours=torch.ones(1))
 
     result = run("diff", a, b, "--json")
 

@@ -10,8 +10,7 @@ from safetensors import safe_open
 
 from evocore.checkpoint.checkpointer import Checkpointer
 from evocore.checkpoint.contents import read_contents, verify
-from evocore.testing.distributed import RankFailure, RankPool
-
+from evocore.testing.distributed import RankError, RankPool
 
 # The first use of a DTensor imports torch._dynamo, which takes seconds in every process that has not got it.
 PRELOAD = ["torch.distributed.checkpoint", "torch.distributed.tensor", "torch._dynamo"]
@@ -94,7 +93,9 @@ def test_a_rank_that_cannot_write_fails_the_save_on_all_and_leaves_the_last_good
     assert two.run(work.load_replicated, tmp_path, 2)[0][0]
 
 
-@pytest.mark.parametrize(("state", "value"), [(True, (1, 2)), (False, 3), (False, torch.ones(2, dtype=torch.complex64))])
+@pytest.mark.parametrize(
+    ("state", "value"), [(True, (1, 2)), (False, 3), (False, torch.ones(2, dtype=torch.complex64))]
+)
 def test_what_one_rank_cannot_save_is_every_ranks_mistake(two, tmp_path, state, value):
     outcomes = two.run(work.save_what_rank_1_cannot, tmp_path, state, value)
 
@@ -126,7 +127,7 @@ def test_all_ranks_pass_over_a_checkpoint_that_one_of_them_finds_altered(two, tm
 
 def test_what_a_killed_writer_left_is_not_taken_for_a_checkpoint_and_goes_at_the_next_save(two, tmp_path):
     two.run(work.save_replicated, tmp_path, 1)
-    with pytest.raises(RankFailure, match="exit code 9"):
+    with pytest.raises(RankError, match="exit code 9"):
         two.run(work.die_in_the_middle_of_a_save, tmp_path, 2)
 
     left = [name for name in os.listdir(tmp_path) if name.startswith("2.tmp-")]

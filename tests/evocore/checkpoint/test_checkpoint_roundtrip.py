@@ -25,7 +25,7 @@ LAYOUTS = {
 
 
 def bits(tensor):
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    return tensor.detach().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8)
 
 
 def random_bits(dtype, shape, seed):
@@ -47,7 +47,7 @@ tensors = st.builds(
 
 
 @given(saved=st.dictionaries(st.text(min_size=1).filter(lambda name: name != "__metadata__"), tensors, max_size=6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_every_bit_of_every_dtype_shape_and_layout_comes_back(tmp_path_factory, saved):
     checkpointer = Checkpointer(tmp_path_factory.mktemp("run"))
     path = checkpointer.save(1, tensors=saved, state={})
@@ -115,7 +115,7 @@ json_values = st.recursive(
 
 
 @given(state=st.dictionaries(st.text(), json_values, max_size=4), config=json_values)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_state_and_config_come_back_as_they_were(tmp_path_factory, state, config):
     checkpointer = Checkpointer(tmp_path_factory.mktemp("run"))
     path = checkpointer.save(3, tensors={}, state=state, config=config)
@@ -184,16 +184,16 @@ class TestStrictness:
         with pytest.raises(UserError) as error:
             self.load(path, wanted)
         assert error.value.wrong == (
-            f"checkpoint {path} does not fit: w0 has shape [2, 3] in the checkpoint, not [3, 2]; "
+            f"checkpoint {path} does not fit: new is not in the checkpoint; "
+            "w0 has shape [2, 3] in the checkpoint, not [3, 2]; "
             "w1 is torch.float32 in the checkpoint, not torch.float16; "
             "w2 is to be loaded into a tensor on the meta device; "
-            "w3 is to be loaded into a NoneType, which is not a tensor; "
-            "new is not in the checkpoint; and 4 more"
+            "w3 is to be loaded into a NoneType, which is not a tensor; and 4 more"
         )
 
     def test_what_nobody_reads_is_an_error_unless_it_is_skipped(self, path):
         wanted = {"w0": torch.zeros(2, 3), "w1": torch.zeros(2, 3)}
-        with pytest.raises(UserError, match="w7 is only in the checkpoint; and 1 more"):
+        with pytest.raises(UserError, match="(w[3-7] is only in the checkpoint(; )?){5}\n"):
             self.load(path, wanted, skip=["w2"])
         assert torch.equal(wanted["w0"], torch.zeros(2, 3))
 

@@ -52,9 +52,20 @@ def test_a_full_disk_at_any_moment_leaves_the_last_good_checkpoint_alone(tmp_pat
         with pytest.raises(SaveError, match="(?s)step 2 could not be saved.*No space left on device") as error:
             save(checkpointer, 2)
 
-    assert error.value.fix.endswith(f"the last good checkpoint: {tmp_path / '1'}") and "GB are free" in str(error.value)
+    assert error.value.fix.endswith(f"the last good checkpoint: {tmp_path / '1'}") and "GB are free" in str(
+        error.value
+    )
     assert os.listdir(tmp_path) == ["1"] and value_of(tmp_path / "1") == 1.0
     assert value_of(save(checkpointer, 2)) == 2.0
+
+
+def test_a_failure_after_the_rename_is_reported_and_leaves_both(tmp_path, monkeypatch):
+    checkpointer = Checkpointer(tmp_path, keep_last=1)
+    save(checkpointer, 1)
+    monkeypatch.setattr(os, "fsync", FailsAt(os.fsync, 6))
+    with pytest.raises(SaveError):
+        save(checkpointer, 2)
+    assert value_of(tmp_path / "1") == 1.0 and value_of(tmp_path / "2") == 2.0
 
 
 @pytest.mark.parametrize("at", [1, 2])

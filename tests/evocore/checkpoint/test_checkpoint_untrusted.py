@@ -119,7 +119,9 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(path, escape, place):
 
 def test_a_file_that_the_manifest_does_not_list_is_not_read(path):
     save_file({"w": torch.ones(2, 3)}, path / "extra.safetensors")
-    alter_json(path, "metadata.json", lambda value: value["tensors"]["w"]["chunks"][0].update(file="extra.safetensors"))
+    alter_json(
+        path, "metadata.json", lambda value: value["tensors"]["w"]["chunks"][0].update(file="extra.safetensors")
+    )
     with pytest.raises(DamagedCheckpointError, match="which the manifest does not list"):
         read_contents(path)
 
@@ -133,7 +135,8 @@ def test_a_file_that_the_manifest_does_not_list_is_not_read(path):
         (lambda w: w["chunks"][0].update(offsets=[1, 0]), "beyond its tensor"),
         (lambda w: w["chunks"][0].update(offsets=[-1, 0]), "greater than or equal to 0"),
         (lambda w: w.update(chunks=[]), "do not add up"),
-        (lambda w: w.update(shape="2,3"), "valid tuple"),
+        (lambda w: w.update(shape="2,3"), "valid array"),
+        (lambda w: w.update(shape=[2, 1 << 64]), "less than 9223372036854775808"),
         (lambda w: w.pop("chunks"), "Field required"),
     ],
 )

@@ -10,6 +10,8 @@ import pytest
 
 from evocore import __version__
 from evocore.cli.main import COMMANDS, GROUPS, main
+from evocore.config.shipped import shipped_config
+from evocore.errors import UserError
 
 
 def evocore(*arguments, **environment):
@@ -74,7 +76,10 @@ def test_no_verb_imports_torch_for_its_help():
     "arguments, words",
     [
         (["trian"], ["evocore trian: there is no such verb", "one of demo, train,", "evocore train"]),
-        (["models", "--jsn"], ["evocore models: No such option", "evocore models [OPTIONS]", "evocore models --help"]),
+        (
+            ["models", "--jsn"],
+            ["evocore models: No such option", "evocore models [OPTIONS]", "evocore models --help"],
+        ),
         (["train"], ["evocore train: Missing option", "evocore train [OPTIONS]", "evocore train --help"]),
         (["train", "--config", "x.py", "--nproc", "0"], ["evocore train: Invalid value", "[OPTIONS]", "--help"]),
         (["kernels", "--set", "a=1"], ["--set without --config", "together", "name the config"]),
@@ -163,6 +168,13 @@ def test_backends_shows_the_list_even_if_none_can_be_chosen(capsys):
     assert main(["backends", "--backend", "nope", "--json"]) == 2
     out, err = capsys.readouterr()
     assert json.loads(out)["chosen"] is None and "--backend='nope' names no backend" in err
+
+
+def test_configs_that_come_with_evocore_are_found_by_name():
+    assert shipped_config("demo").read_text().startswith('"""')
+    with pytest.raises(UserError, match="no config 'nope'") as told:
+        shipped_config("nope")
+    assert "demo" in told.value.expected
 
 
 def test_kernels_lists_what_is_offered(capsys):

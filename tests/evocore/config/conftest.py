@@ -1,23 +1,14 @@
-"""The smallest configs that say something, as values and as a file."""
+"""Loading the smallest config with overrides, and writing config files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from config_samples import smallest
 
 from evocore.config import LoadedConfig, load_values
-
-
-def smallest() -> dict[str, Any]:
-    return {
-        "model_type": "INTERNLM2",
-        "data": {"seq_len": 64, "micro_bsz": 2, "micro_num": 4, "total_steps": 10},
-        "model": {"num_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 128, "mlp_ratio": 2.0},
-        "ckpt": {"enable_save_ckpt": False},
-    }
 
 
 @pytest.fixture

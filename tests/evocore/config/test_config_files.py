@@ -1,4 +1,4 @@
-"""Config files: InternEvo's form loads as it is, inheritance is resolved beside the file, and mistakes name their line."""
+"""Config files: InternEvo's form loads as it is, bases are found beside the file, and mistakes name their line."""
 
 from __future__ import annotations
 
@@ -135,7 +135,9 @@ def test_a_base_is_found_from_any_folder_and_leaves_no_trace(internevo_file, tmp
 
 
 def test_a_restated_block_belongs_to_the_file_and_an_extended_one_keeps_its_history(write):
-    write("_base_/b.py", "model = dict(num_layers=2, hidden_size=32, vocab_size=128, num_attention_heads=4)\nseed = 7\n")
+    write(
+        "_base_/b.py", "model = dict(num_layers=2, hidden_size=32, vocab_size=128, num_attention_heads=4)\nseed = 7\n"
+    )
     rest = "\nmodel_type = 'INTERNLM2'\ndata = dict(seq_len=8, micro_bsz=1, total_steps=1)\n"
     head = "with read_base():\n    from ._base_.b import *\n"
     extended = write("extended.py", head + "model = dict(**model, mlp_ratio=2.0)" + rest)
@@ -208,6 +210,13 @@ def test_an_absent_base_and_a_circle_are_explained(write):
         load_config(circle)
 
 
+def test_a_file_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "weights.py").write_bytes(b"\x80\xff")
+
+    with pytest.raises(UserError, match=r"weights.py is no text"):
+        load_config(tmp_path / "weights.py")
+
+
 def test_an_absent_file_suggests_a_similar_one(write):
     path = write("demo.py", "")
 
@@ -218,7 +227,9 @@ def test_an_absent_file_suggests_a_similar_one(write):
 
 
 def test_loading_needs_no_torch(internevo_file):
-    script = "import sys; from evocore.config import load_config; load_config(sys.argv[1]); print('torch' in sys.modules)"
+    script = (
+        "import sys; from evocore.config import load_config; load_config(sys.argv[1]); print('torch' in sys.modules)"
+    )
 
     done = subprocess.run(
         [sys.executable, "-c", script, str(internevo_file)], capture_output=True, text=True, timeout=60, check=True

@@ -69,7 +69,9 @@ def test_host_and_port_given_by_hand_win(environ):
     assert (found.master_addr, found.master_port) == ("10.0.0.1", 8888)
 
 
-@pytest.mark.parametrize("environ", [{}, {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}], ids=["plain", "in a batch script"])
+@pytest.mark.parametrize(
+    "environ", [{}, {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}], ids=["plain", "in a batch script"]
+)
 def test_nobody_launched_this(environ):
     assert detect_launch(environ=environ) == LaunchEnvironment()
 

@@ -24,7 +24,9 @@ def test_forms(text, names):
     assert expand_nodes(text) == names
 
 
-@pytest.mark.parametrize("text", ["", "node[", "node[1-", "node[]", "node[3-1]", "node[a-b]", "a,,b", "a,", "n[1]]", "a b"])
+@pytest.mark.parametrize(
+    "text", ["", "node[", "node[1-", "node[]", "node[3-1]", "node[a-b]", "a,,b", "a,", "n[1]]", "a b"]
+)
 def test_other_forms_are_refused(text):
     with pytest.raises(UserError, match="cannot be read"):
         expand_nodes(text)

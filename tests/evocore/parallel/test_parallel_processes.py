@@ -51,20 +51,25 @@ def test_exit_codes(text, code, capfd):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_reaches_every_rank_and_they_take_their_time(number, tmp_path):
+@pytest.mark.parametrize("catches", [True, False])
+def test_a_signal_reaches_every_rank_and_they_take_their_time(number, catches, tmp_path):
     rank = (
         "import signal\n"
-        "def stop(number, frame):\n    time.sleep(0.3)\n    open(folder + f'/saved{rank}', 'w').close()\n    sys.exit(75)\n"
+        "def stop(number, frame):\n"
+        "    time.sleep(0.3)\n    open(folder + f'/saved{rank}', 'w').close()\n    sys.exit(75)\n"
         f"folder = {str(tmp_path)!r}\n"
-        f"signal.signal({int(number)}, stop)\n"
+        f"signal.signal({int(number)}, {'stop' if catches else 'signal.SIG_DFL'})\n"
         "open(folder + f'/ready{rank}', 'w').close()\n"
         "time.sleep(30)"
     )
-    code = f"import sys; from evocore.parallel.processes import run_processes; sys.exit(run_processes({script(rank)!r}, 2))"
-    with subprocess.Popen([sys.executable, "-c", code]) as parent:
+    code = (
+        f"from evocore.parallel.processes import run_processes\nraise SystemExit(run_processes({script(rank)!r}, 2))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as parent:
         deadline = time.monotonic() + 30
         while len(list(tmp_path.glob("ready*"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
         parent.send_signal(number)
-        assert parent.wait(timeout=30) == 75
-    assert len(list(tmp_path.glob("saved*"))) == 2
+        _, told = parent.communicate(timeout=30)
+    assert (parent.returncode, told) == (75 if catches else 128 + number, "")
+    assert len(list(tmp_path.glob("saved*"))) == (2 if catches else 0)

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from evocore.errors import UserError
-from evocore.testing.distributed import RankFailure, RankPool
+from evocore.testing.distributed import RankError, RankPool
 
 
 def sum_of_ranks(scale):
@@ -49,7 +49,7 @@ def test_results_come_back_in_rank_order_and_processes_are_reused(pool):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_rank_that_raised_is_told_from_those_that_it_left_hanging(pool, rank):
-    with pytest.raises(RankFailure, match="(?s)in fail_on.*mend it") as failure:
+    with pytest.raises(RankError, match="(?s)in fail_on.*mend it") as failure:
         pool.run(fail_on, rank)
 
     assert failure.value.rank == rank
@@ -58,17 +58,17 @@ def test_the_rank_that_raised_is_told_from_those_that_it_left_hanging(pool, rank
 
 
 def test_a_process_that_dies_is_named_with_its_exit_code(pool):
-    with pytest.raises(RankFailure, match="rank 1: the process ended with exit code 9"):
+    with pytest.raises(RankError, match="rank 1: the process ended with exit code 9"):
         pool.run(die_on, 1)
 
 
 def test_ranks_that_are_late_are_named_and_ended(pool):
     start = time.monotonic()
-    with pytest.raises(RankFailure, match=r"waiting for ranks \[0, 1\]"):
+    with pytest.raises(RankError, match=r"waiting for ranks \[0, 1\]"):
         pool.run(time.sleep, 30, timeout=0.5)
     assert time.monotonic() - start < 5
 
 
 def test_a_result_that_cannot_be_sent_is_a_failure_of_its_rank(pool):
-    with pytest.raises(RankFailure, match="return_what_cannot_be_pickled"):
+    with pytest.raises(RankError, match="return_what_cannot_be_pickled"):
         pool.run(return_what_cannot_be_pickled)

@@ -1,0 +1,162 @@
+"""``attention`` by matrix products over blocks of queries, with its backward written out.
+
+A block of queries meets only the keys that some of its queries see: none of other documents, none after the diagonal,
+none before the window. The query heads that share a key-value head are rows of one product. Backward computes the
+probabilities again, so that only q, k and v are kept.
+
+In this module a document's tensors are ``[B, rows, H]``: B is documents times key-value heads, and a row is a token
+or, for queries, one of the ``G = N / K`` heads of a token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from evocore.kernels.attention.blocks import Block, Terms, blocks, parts
+from evocore.kernels.attention.documents import Run, runs
+from evocore.ops.attention import CuSeqlens
+
+
+def attention(
+    q_TNH: Tensor,
+    k_SKH: Tensor,
+    v_SKH: Tensor,
+    *,
+    q_documents: CuSeqlens,
+    k_documents: CuSeqlens,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    scale = 1 / math.sqrt(q_TNH.shape[-1]) if scale is None else scale
+    terms = Terms(causal, window if causal else None, softcap, scale)
+    plan = parts(runs(q_documents, k_documents), q_TNH.shape[1], terms)
+    return _Attention.apply(q_TNH, k_SKH, v_SKH, plan, terms)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, plan: list[Run], terms: Terms) -> Tensor:
+        ctx.save_for_backward(q_TNH, k_SKH, v_SKH)
+        ctx.plan, ctx.terms = plan, terms
+        out_TNH = q_TNH.new_empty(q_TNH.shape)
+        group = q_TNH.shape[1] // k_SKH.shape[1]
+        for run, tokens, keys in _slices(plan):
+            q, k, v = _gather(q_TNH[tokens], run, group), _gather(k_SKH[keys], run), _gather(v_SKH[keys], run)
+            out = torch.empty_like(q)
+            work = _Workspace(q)
+            for block in blocks(run, len(q), group, terms, work.compute, q.device):
+                work.probabilities(q, k, block, terms)
+                torch.bmm(work.probs.to(q.dtype), v[:, block.keys], out=out[:, block.rows])
+            _scatter(out, out_TNH[tokens], run, group)
+        return out_TNH
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TNH: Tensor) -> tuple[Tensor | None, ...]:
+        q_TNH, k_SKH, v_SKH = ctx.saved_tensors
+        terms, group = ctx.terms, q_TNH.shape[1] // k_SKH.shape[1]
+        grads = [tensor.new_empty(tensor.shape) for tensor in ctx.saved_tensors]
+        for run, tokens, keys in _slices(ctx.plan):
+            q, k, v = _gather(q_TNH[tokens], run, group), _gather(k_SKH[keys], run), _gather(v_SKH[keys], run)
+            grad = _gather(grad_TNH[tokens], run, group)
+            work = _Workspace(q)
+            grad_q = torch.empty_like(q)
+            grad_k, grad_v = (torch.zeros(k.shape, dtype=work.compute, device=k.device) for _ in range(2))
+            for block in blocks(run, len(q), group, terms, work.compute, q.device):
+                work.probabilities(q, k, block, terms)
+                _accumulate(grad_v[:, block.keys], work.probs.to(q.dtype), grad[:, block.rows], 1)
+                slope = work.slope(grad[:, block.rows], v[:, block.keys]).to(q.dtype)
+                torch.baddbmm(
+                    grad_q[:, block.rows], slope, k[:, block.keys], beta=0, alpha=terms.scale,
+                    out=grad_q[:, block.rows],
+                )  # fmt: skip
+                _accumulate(grad_k[:, block.keys], slope, q[:, block.rows], terms.scale)
+            _scatter(grad_q, grads[0][tokens], run, group)
+            _scatter(grad_k, grads[1][keys], run)
+            _scatter(grad_v, grads[2][keys], run)
+        return (*grads, None, None)
+
+
+class _Workspace:
+    """Scores and what follows from them, for one block at a time.
+
+    Attributes:
+        compute: dtype of the softmax.
+        probs: probabilities of the last block, ``[B, rows, keys]``.
+    """
+
+    def __init__(self, q: Tensor) -> None:
+        self.compute = torch.promote_types(q.dtype, torch.float32)
+        self.probs = q.new_empty(0)
+        self._flat = [q.new_empty(0), q.new_empty(0, dtype=self.compute), q.new_empty(0, dtype=self.compute)]
+        self._softcap_slope: Tensor | None = None
+
+    def probabilities(self, q: Tensor, k: Tensor, block: Block, terms: Terms) -> None:
+        """Set ``probs``."""
+        q, k = q[:, block.rows], k[:, block.keys]
+        shape = (q.shape[0], q.shape[1], k.shape[1])
+        scores, self.probs = self._view(0, shape), self._view(1, shape)
+        factor = terms.scale if terms.softcap is None else terms.scale / terms.softcap
+        torch.baddbmm(scores, q, k.mT, beta=0, alpha=factor, out=scores)
+        scores = scores.to(self.compute)
+        if terms.softcap is not None:
+            scores.tanh_()
+            self._softcap_slope = 1 - scores.square()
+            scores.mul_(terms.softcap)
+        if block.mask is not None:
+            scores[..., -block.mask.shape[1] :].add_(block.mask)
+        torch.softmax(scores, -1, out=self.probs)
+
+    def slope(self, grad: Tensor, v: Tensor) -> Tensor:
+        """Gradient of the scores, before scaling, of the block whose ``probs`` are at hand."""
+        raw = torch.bmm(grad, v.mT, out=self._view(0, self.probs.shape))
+        out = self._view(2, self.probs.shape)
+        torch.ops.aten._softmax_backward_data.out(
+            raw.to(self.compute), self.probs, -1, self.compute, grad_input=out
+        )
+        return out if self._softcap_slope is None else out.mul_(self._softcap_slope)
+
+    def _view(self, index: int, shape: tuple[int, ...]) -> Tensor:
+        size = math.prod(shape)
+        if self._flat[index].numel() < size:
+            self._flat[index] = self._flat[index].new_empty(size)
+        return self._flat[index][:size].view(shape)
+
+
+def _accumulate(total: Tensor, rows_by_keys: Tensor, rows: Tensor, factor: float) -> None:
+    """``total += factor * rows_by_keys.mT @ rows``, in the precision of ``total``."""
+    if total.dtype == rows.dtype:
+        total.baddbmm_(rows_by_keys.mT, rows, alpha=factor)
+    else:
+        total.add_(rows_by_keys.mT @ rows, alpha=factor)
+
+
+def _slices(plan: list[Run]) -> Iterator[tuple[Run, slice, slice]]:
+    """Each run with its query tokens and its keys."""
+    token = key = 0
+    for run in plan:
+        tokens, keys = slice(token, token + run.count * run.queries), slice(key, key + run.count * run.keys)
+        token, key = tokens.stop, keys.stop
+        yield run, tokens, keys
+
+
+def _gather(x: Tensor, run: Run, group: int = 1) -> Tensor:
+    """``[documents * tokens, heads, H]`` as ``[documents * kv heads, tokens * group, H]``."""
+    tokens, heads, width = len(x) // run.count, x.shape[1] // group, x.shape[2]
+    x = x.reshape(run.count, tokens, heads, group, width).transpose(1, 2)
+    return x.reshape(run.count * heads, tokens * group, width)
+
+
+def _scatter(x: Tensor, target: Tensor, run: Run, group: int = 1) -> None:
+    """Write ``x`` back to where ``_gather`` found it."""
+    tokens, heads, width = len(target) // run.count, target.shape[1] // group, target.shape[2]
+    x = x.view(run.count, heads, tokens, group, width).transpose(1, 2)
+    target.view(run.count, tokens, heads, group, width).copy_(x)

@@ -1,0 +1,262 @@
+"""What keeps a config from running: every constraint by one config that violates it, and all at once."""
+
+from __future__ import annotations
+
+import pytest
+from config_samples import smallest
+
+from evocore.config import check, load_values, require_runnable, schema_keys
+from evocore.config.unsupported import NOT_YET, inert_reason
+from evocore.errors import UserError
+
+FAMILIES = {"INTERNLM2", "LLAMA2"}
+
+HONOURED = """
+JOB_NAME model_type backend kernels seed run_folder use_fp32_norm cudnn_deterministic enable_tb
+tensorboard_folder parallel.zero1.size
+data.seq_len data.micro_bsz data.micro_num data.packed_length data.gradient_accumulation data.batch_size
+data.total_steps data.valid_every data.pack_sample_into_one data.use_packed_dataset
+data.skip_batches data.rampup_batch_size data.min_length data.min_length_dict data.train_folder data.valid_folder
+data.tokenizer_path data.seed data.num_worker data.fixed_random_dataset_seqlen
+data.raw.sources data.raw.suffixes data.raw.exclude data.raw.vocab_size
+data.raw.valid_fraction data.raw.num_workers data.raw.max_bytes
+model.num_layers model.hidden_size model.num_attention_heads model.num_kv_attention_heads model.head_dim
+model.vocab_size model.mlp_ratio model.multiple_of model.checkpoint
+model.layer_norm_epsilon model.residual_in_fp32 model.norm_head model.no_bias model.qkv_bias model.o_bias
+model.mlp_bias model.qk_interleaved model.enable_qkv_fusion model.mlp_layer_fusion model.rope_base
+model.embed_grad_scale model.use_scaled_init model.embedding_init_std model.attn_wqkv_init_std
+model.attn_other_init_std model.ffn_uplayer_init_std model.ffn_other_init_std model.out_head_init_std
+hybrid_zero_optimizer.clip_grad_norm
+adam.lr adam.adam_beta1 adam.adam_beta2 adam.adam_beta2_c adam.adam_eps adam.weight_decay adam.no_decay
+lr_scheduler.total_steps lr_scheduler.init_steps lr_scheduler.warmup_ratio lr_scheduler.eta_min
+beta2_scheduler.init_beta2 beta2_scheduler.c
+grad_scaler.fp16.initial_scale grad_scaler.fp16.min_scale grad_scaler.fp16.growth_interval grad_scaler.growth_factor
+grad_scaler.backoff_factor grad_scaler.max_scale grad_scaler.hysteresis grad_scaler.bf16
+loss.label_smoothing loss.z_loss
+ckpt.enable_save_ckpt ckpt.save_ckpt_folder ckpt.checkpoint_every ckpt.keep_last ckpt.auto_resume ckpt.stop_file_path
+ckpt.load_ckpt_info.path ckpt.load_ckpt_info.content
+""".split()
+
+
+def _problems(load, sets, world_size=1):
+    return check(load(*sets).config, world_size=world_size, families=FAMILIES)
+
+
+def test_every_key_is_honoured_or_inert_or_an_error_until_it_is_supported():
+    leaf_keys = {key.name for key in schema_keys().values() if not key.is_block}
+    blocks_as_a_whole = {"hf", "fp8"}
+    covered = {key for key in leaf_keys if key.partition(".")[0] in blocks_as_a_whole}
+    rest = leaf_keys - covered - set(NOT_YET) - {key for key in leaf_keys if inert_reason(key)}
+
+    assert rest == set(HONOURED)
+    assert set(NOT_YET) <= set(schema_keys())
+    assert blocks_as_a_whole <= set(NOT_YET)
+
+
+def test_the_defaults_of_unsupported_keys_are_neutral(load):
+    assert _problems(load, []) == []
+    assert _problems(load, ["parallel.zero1.size=1"], world_size=8) == []
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ["parallel.zero1.size=-1"],
+        ["parallel.tensor.mode=isp"],
+        ["parallel.pipeline.mode=ZBH1", "parallel.pipeline.interleaved_overlap=True"],
+        ["model.use_flash_attn=False", "loss.op_type=torch_naive", "data.use_packed_dataset=True"],
+        ["model.dtype=auto"],
+        ["ckpt.load_ckpt_info.path=local:x", "ckpt.load_ckpt_info.content=('all',)"],
+        ["ckpt.enable_save_ckpt=True", "ckpt.checkpoint_every=5", "ckpt.save_ckpt_folder=local:x"],
+        ["data.skip_batches=2-14,20", "data.rampup_batch_size=1 1 3"],
+        ["hybrid_zero_optimizer.overlap_sync_grad=True", "generation.top_k=1"],
+        ["model.hidden_size=33", "model.head_dim=16"],
+    ],
+)
+def test_what_the_runtime_honours_or_may_ignore_is_no_problem(load, sets):
+    assert _problems(load, sets) == []
+
+
+@pytest.mark.parametrize(
+    ("sets", "world_size", "wrong"),
+    [
+        (
+            ["parallel.tensor.size=2"],
+            2,
+            "parallel.tensor.size=2: tensor and sequence parallelism is not supported yet",
+        ),
+        (["parallel.pipeline.size=2"], 2, "parallel.pipeline.size=2: pipeline parallelism is not supported yet"),
+        (["model.num_experts=4"], 1, "model.num_experts=4: mixture of experts is not supported yet"),
+        (["model.norm_type=layernorm"], 1, "model.norm_type='layernorm': layernorm in the decoder"),
+        (["model.drop_rate=0.1"], 1, "model.drop_rate=0.1: dropout is not supported yet"),
+        (["model.dtype=torch.tf32"], 1, "model.dtype='torch.tf32': tf32 is not supported yet"),
+        (["data.type=streaming"], 1, "data.type='streaming': this type of data is not supported yet"),
+        (["hybrid_zero_optimizer.clip=group"], 1, "hybrid_zero_optimizer.clip='group': clipping per parameter group"),
+        (["ckpt.load_ckpt_info={'path':'x','ckpt_type':'hf'}"], 1, "ckpt.load_ckpt_info.ckpt_type='hf': loading"),
+        (["fp8={'enable_float8_linear':True}"], 1, "fp8=Fp8("),
+        (
+            ["ckpt.enable_save_ckpt=True", "ckpt.checkpoint_every=4", "ckpt.oss_snapshot_freq=2"],
+            1,
+            "ckpt.oss_snapshot_freq=2: snapshots between checkpoints is not supported yet",
+        ),
+        ([], 2, "parallel.zero1.size=-1: ZeRO sharding is not supported yet: set parallel.zero1.size=1"),
+        (["parallel.zero1.size=2"], 4, "parallel.zero1.size=2: ZeRO sharding is not supported yet"),
+        (["parallel.zero1.size=8"], 1, "parallel.zero1.size=8 does not divide the 1 data-parallel ranks"),
+        (["parallel.zero1.size=3"], 8, "parallel.zero1.size=3 does not divide the 8 data-parallel ranks"),
+        (
+            ["parallel.tensor.size=2"],
+            3,
+            "parallel.tensor.size=2 times parallel.pipeline.size=1 does not divide 3 ranks",
+        ),
+        (
+            ["parallel.tensor.mode=isp", "parallel.weight.size=4"],
+            6,
+            "parallel.weight.size=4 times parallel.pipeline.size=1 does not divide 6 ranks",
+        ),
+        (["parallel.weight.size=2"], 2, "parallel.weight.size=2 with parallel.tensor.mode='mtp'"),
+        (["parallel.expert_weight.size=2"], 2, "parallel.expert_weight.size=2 with parallel.tensor.mode='mtp'"),
+        (["parallel.expert.size=2"], 2, "parallel.expert.size=2 for a dense model (model.num_experts=1)"),
+        (["model.hidden_size=30"], 1, "model.hidden_size=30 is not divisible by model.num_attention_heads=4"),
+        (["model.num_kv_attention_heads=3"], 1, "model.num_attention_heads=4 is not divisible by model.num_kv_att"),
+        (["model.head_dim=7"], 1, "model.head_dim=7 is odd"),
+        (["parallel.tensor.size=3"], 3, "model.vocab_size=128 is not divisible by parallel.tensor.size=3"),
+        (["parallel.tensor.size=8"], 8, "model.num_attention_heads=4 is not divisible by parallel.tensor.size=8"),
+        (
+            ["parallel.tensor.size=4", "model.num_kv_attention_heads=2"],
+            4,
+            "model.num_kv_attention_heads=2 is not divisible by parallel.tensor.size=4",
+        ),
+        (
+            ["parallel.tensor.mode=isp", "parallel.weight.size=3"],
+            3,
+            "model.vocab_size=128 is not divisible by parallel.weight.size=3",
+        ),
+        (
+            ["parallel.tensor={'mode':'msp','size':4}", "data.seq_len=7", "data.micro_bsz=1"],
+            4,
+            "data.packed_length=7 is not divisible by parallel.tensor.size=4",
+        ),
+        (["parallel.pipeline.size=4"], 4, "model.num_layers=2 is less than parallel.pipeline.size=4 times"),
+        (
+            ["parallel.pipeline.mode=ZBH1", "model.num_chunks=2"],
+            1,
+            "model.num_chunks=2 with parallel.pipeline.mode='ZBH1'",
+        ),
+        (["data.gradient_accumulation=2"], 1, "data.gradient_accumulation=2 differs from data.micro_num=4"),
+        (
+            ["parallel.zero1.fsdp=True", "parallel.pipeline.size=2"],
+            2,
+            "parallel.pipeline.size=2 with fully sharded data parallelism",
+        ),
+        (
+            ["parallel.fsdp.enable=True", "parallel.tensor.mode=isp"],
+            1,
+            "parallel.tensor.mode='isp' with fully sharded data parallelism",
+        ),
+        (
+            ["parallel.sequence_2D={'enable':True,'head_size':2,'context_size':2}"],
+            1,
+            "parallel.sequence_2D: head_size=2 times context_size=2 is not parallel.tensor.size=1",
+        ),
+        (
+            ["parallel.sequence_2D={'enable':True,'context_size':4,'window_size':3}"],
+            1,
+            "parallel.sequence_2D: window_size=3 does not divide context_size=4",
+        ),
+        (
+            [
+                "parallel.sequence_2D={'enable':True,'head_size':2}",
+                "parallel.sequence_2D.device_placement_strategy.interleaved=True",
+            ],
+            1,
+            "parallel.sequence_2D.device_placement_strategy: interleaved=True with head_first=True",
+        ),
+        (["model.num_experts=2", "model.top_k=4"], 1, "model.top_k=4 is more than model.num_experts=2"),
+        (
+            ["model.num_experts=4", "parallel.expert.size=3"],
+            3,
+            "model.num_experts=4 is not divisible by parallel.expert.size=3",
+        ),
+        (["selective_checkpoint_offload=True"], 1, "selective_checkpoint_offload=True without selective_checkpoint"),
+        (
+            ["selective_checkpoint_offload=True", "parallel.weight.launch_allgather_before=w1"],
+            1,
+            "selective_checkpoint_offload=True with parallel.weight.launch_allgather_before='w1'",
+        ),
+        (["cpu_offloading.num_layers=1"], 1, "cpu_offloading.num_layers=1 with enable=False and model.num_layers=2"),
+        (
+            ["cpu_offloading={'enable':True,'num_layers':3}"],
+            1,
+            "cpu_offloading.num_layers=3 with enable=True and model.num_layers=2",
+        ),
+        (
+            ["model.dtype=torch.float32", "reduce_comm_dtype=torch.bfloat16"],
+            1,
+            "reduce_comm_dtype='torch.bfloat16' with model.dtype='torch.float32'",
+        ),
+        (["data.raw.sources=['x']"], 1, "data.raw is given and data.train_folder is not"),
+        (["data.raw.sources=['x']"], 1, "data.raw is given and data.tokenizer_path is not"),
+        (["data.raw.sources=['x']"], 1, "data.raw.valid_fraction=0.01 and data.valid_folder is None"),
+        (["data.raw.sources=['x']"], 1, "data.raw.vocab_size=1024 is more than model.vocab_size=128"),
+        (["data.rampup_batch_size=1 1"], 1, "data.rampup_batch_size='1 1'"),
+        (["data.rampup_batch_size=1 0 3"], 1, "data.rampup_batch_size='1 0 3'"),
+        (["data.rampup_batch_size=8 1 3"], 1, "data.rampup_batch_size='8 1 3'"),
+        (["data.skip_batches=4-2"], 1, "data.skip_batches='4-2': '4-2' does not fit"),
+        (["data.skip_batches=1-4,4"], 1, "data.skip_batches='1-4,4': '4' does not fit"),
+        (["data.skip_batches=a"], 1, "data.skip_batches='a': 'a' does not fit"),
+        (["ckpt.enable_save_ckpt=True"], 1, "ckpt.checkpoint_every is missing while ckpt.enable_save_ckpt=True"),
+        (
+            ["ckpt.enable_save_ckpt=True", "ckpt.checkpoint_every=1", "ckpt.save_ckpt_folder=boto3:s3://b/x"],
+            1,
+            "ckpt.save_ckpt_folder='boto3:s3://b/x': remote storage is not supported yet",
+        ),
+        (
+            ["ckpt.load_ckpt_info.path=oss2:x"],
+            1,
+            "ckpt.load_ckpt_info.path='oss2:x': remote storage is not supported",
+        ),
+        (
+            ["ckpt.load_ckpt_info={'path':'x','content':('all',),'ckpt_type':'hf'}"],
+            1,
+            "ckpt.load_ckpt_info.content=['all'] from ckpt_type='hf'",
+        ),
+        (
+            ["lr_scheduler.init_steps=10"],
+            1,
+            "lr_scheduler.init_steps=10 leaves nothing of lr_scheduler.total_steps=10",
+        ),
+    ],
+)
+def test_each_constraint_is_reported(load, sets, world_size, wrong):
+    problems = _problems(load, sets, world_size)
+
+    matching = [one for one in problems if one.wrong.startswith(wrong)]
+    assert len(matching) == 1, [one.wrong for one in problems]
+    assert matching[0].expected and matching[0].fix
+
+
+def test_a_family_that_nobody_offers_lists_those_that_are_offered(load):
+    (problem,) = check(load("model_type=QWEN2").config, world_size=1, families=FAMILIES)
+
+    assert problem.wrong == "model_type='QWEN2': this model family is not supported yet"
+    assert problem.expected == "one of INTERNLM2, LLAMA2"
+
+
+def test_require_runnable_raises_everything_at_once(load):
+    config = load("model.drop_rate=0.1", "data.skip_batches=x", "model_type=QWEN2").config
+
+    with pytest.raises(UserError) as caught:
+        require_runnable(config, world_size=1, families=FAMILIES)
+
+    assert caught.value.wrong.startswith("AnonymousJob cannot run on 1 rank: 3 mistakes\n  1. model_type='QWEN2'")
+    assert "model.drop_rate=0.1" in caught.value.wrong and "data.skip_batches='x'" in caught.value.wrong
+    require_runnable(load().config, world_size=1, families=FAMILIES)
+
+
+def test_a_fix_for_an_unsupported_key_is_an_override_that_works(load):
+    config = load("model.drop_rate=0.1").config
+    (problem,) = check(config, world_size=1, families=FAMILIES)
+
+    override = problem.fix.removeprefix("--set ")
+    mended = load_values(smallest(), ["model.drop_rate=0.1", override]).config
+    assert check(mended, world_size=1, families=FAMILIES) == []
