@@ -8,11 +8,11 @@ seed = 1024
 
 data = dict(
     seq_len=256,
-    micro_bsz=4,
+    micro_bsz=2,
     micro_num=1,
-    total_steps=250,
-    valid_every=50,
-    valid_micro_num=4,
+    total_steps=420,
+    valid_every=420,
+    valid_max_packs=60,
     pack_sample_into_one=False,
     min_length=0,
     train_folder="runs/demo-data/train",
@@ -28,10 +28,10 @@ data = dict(
 )
 
 model = dict(
-    num_layers=12,
-    hidden_size=256,
-    num_attention_heads=8,
-    num_kv_attention_heads=4,
+    num_layers=6,
+    hidden_size=384,
+    num_attention_heads=6,
+    num_kv_attention_heads=3,
     mlp_ratio=8 / 3,
     multiple_of=64,
     vocab_size=1024,
@@ -46,8 +46,8 @@ parallel = dict(zero1=dict(size=1))
 
 hybrid_zero_optimizer = dict(clip_grad_norm=1.0)
 
-adam = dict(lr=1e-3, adam_beta1=0.9, adam_beta2=0.95, adam_eps=1e-8, weight_decay=0.01)
+adam = dict(lr=3e-3, adam_beta1=0.9, adam_beta2=0.95, adam_eps=1e-8, weight_decay=0.1)
 
-lr_scheduler = dict(warmup_ratio=0.05, eta_min=1e-4)
+lr_scheduler = dict(warmup_ratio=0.05, eta_min=3e-4)
 
 ckpt = dict(enable_save_ckpt=True, checkpoint_every=100, keep_last=2)

@@ -1,7 +1,7 @@
 """The device contract, and the choice of one device.
 
-``Backend`` is concrete: its defaults go through ``torch.get_device_module`` so that a new device is a short class. The
-runtime above asks a backend and never asks which chip it runs on.
+``Backend`` is concrete: its defaults go through ``torch.get_device_module`` so that a new device is a short class.
+The runtime above asks a backend and never asks which chip it runs on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Backend:
     priority: ClassVar[int] = 0
     process_group_backend: ClassVar[str] = "gloo"
 
-    # --- availability -------------------------------------------------------------------------------------------
+    # --- availability -----------------------------------------------------------------------------------------------
 
     def why_unavailable(self) -> str | None:
         """None if this process can use the device, otherwise the reason in a few words. Touches no driver state."""
@@ -54,12 +54,13 @@ class Backend:
         """What is wrong with this device's set-up although it is available, one line with its cure each."""
         return []
 
-    # --- device and streams ---------------------------------------------------------------------------------------
+    # --- device and streams -----------------------------------------------------------------------------------------
 
     @property
     def module(self) -> ModuleType:
         """PyTorch's module of this device, e.g. ``torch.cpu``."""
-        return torch.get_device_module(self.device_type)
+        module: ModuleType = torch.get_device_module(self.device_type)
+        return module
 
     def device_count(self) -> int:
         """How many devices this process sees."""
@@ -91,7 +92,8 @@ class Backend:
 
     def on_stream(self, stream: Any) -> AbstractContextManager[Any]:
         """Queue what follows on ``stream``."""
-        return self.module.stream(stream)
+        context: AbstractContextManager[Any] = self.module.stream(stream)
+        return context
 
     def event(self) -> Any:
         """An event that can be recorded on one stream and waited for on another."""
@@ -116,7 +118,7 @@ class Backend:
         if "device" in state:
             self.module.set_rng_state(state["device"], device)
 
-    # --- memory -------------------------------------------------------------------------------------------------------
+    # --- memory -----------------------------------------------------------------------------------------------------
 
     def memory(self, device: torch.device) -> dict[str, int]:
         """Bytes: ``allocated`` and ``peak`` of this process, ``total`` of the device; 0 where PyTorch cannot tell."""
@@ -137,7 +139,7 @@ class Backend:
         if hasattr(self.module, "empty_cache"):
             self.module.empty_cache()
 
-    # --- arithmetic -----------------------------------------------------------------------------------------------------
+    # --- arithmetic -------------------------------------------------------------------------------------------------
 
     def dtypes(self) -> frozenset[torch.dtype]:
         """Dtypes in which a model can be trained on this device."""
@@ -163,7 +165,7 @@ class Backend:
         """Mixed precision for foreign modules; evocore's own models hold their weights in the compute dtype."""
         return torch.autocast(self.device_type, dtype) if dtype != torch.float32 else nullcontext()
 
-    # --- communication, memory pools, profiling ---------------------------------------------------------------------------
+    # --- communication, memory pools, profiling ---------------------------------------------------------------------
 
     def collectives(self) -> Collectives:
         """The collectives of this device."""
@@ -194,7 +196,7 @@ def choose_backend(
         UserError: if the wanted name is unknown or not available, or nothing is; it lists what is and why not.
     """
     backends = {offer.name: offer() for offer in offers}
-    reasons = {name: backend.why_unavailable() for name, backend in backends.items()}
+    reasons = {name: _why_unavailable(backend) for name, backend in backends.items()}
     wanted, source = flag, "--backend"
     if not wanted:
         wanted, source = os.environ.get("EVOCORE_BACKEND"), "EVOCORE_BACKEND"
@@ -226,3 +228,10 @@ def choose_backend(
         )
     best = max(usable, key=lambda name: (backends[name].priority, name))
     return backends[best], "automatic"
+
+
+def _why_unavailable(backend: Backend) -> str | None:
+    try:
+        return backend.why_unavailable()
+    except Exception as error:  # noqa: BLE001 - a stranger's probe can raise anything; the others must stay usable
+        return f"its probe raised {type(error).__name__}: {error}"

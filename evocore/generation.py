@@ -76,7 +76,12 @@ def load_model(checkpoint: str | Path, registry: PluginRegistry, *, backend: str
     """
     path = _find(Path(checkpoint))
     reader = Checkpointer(path.parent)
-    config = config_from_values(read_contents(path).config, f"config.json in {path}")
+    values: Any = read_contents(path).config
+    if not isinstance(values, dict):
+        raise UserError(
+            f"checkpoint {path} holds no config", "the config that it was trained with", "load one that `train` saved"
+        )
+    config = config_from_values(values, f"config.json in {path}")
     if config.data.tokenizer_path is None:
         raise UserError(
             f"checkpoint {path} was trained without data.tokenizer_path",
@@ -149,10 +154,10 @@ def generate(
         hidden_TD = model(tokens, positions, CuSeqlens.of(ends, device), cache)
         last = torch.tensor(ends[1:], device=device) - 1
         chosen = choose(model.logits(hidden_TD[last]).float().cpu(), sampling, generator).tolist()
-        for row, token in enumerate(chosen):
-            active[row] = active[row] and token != stop_id
-            if active[row]:
-                new[row].append(token)
+        for index, token in enumerate(chosen):
+            active[index] = active[index] and token != stop_id
+            if active[index]:
+                new[index].append(token)
         if not any(active):
             break
         inputs = [[token] for token in chosen]

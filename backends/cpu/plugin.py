@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from evocore import hookimpl
+
 if TYPE_CHECKING:
     from evocore.backend import Backend
     from evocore.ops.kernel import Kernel

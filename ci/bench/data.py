@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from evocore.data.loader import TrainLoader
-from evocore.data.packing import DocumentPacking, WindowPacking
 from evocore.data.record_writer import Record, RecordWriter
 from evocore.data.sampler import Sampler
+from evocore.data.stream_packing import DocumentPacking, WindowPacking
 from evocore.data.tokenized import TokenizedDocuments, find_bins
 
 TARGET = 20e6  # tokens per second

@@ -19,6 +19,7 @@ def train(
     host: Annotated[str | None, typer.Option(help="Address of rank 0, over what the launcher says.")] = None,
     port: Annotated[int | None, typer.Option(help="Port of rank 0, over what the launcher says.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and data order, over the config.")] = None,
+    announce: Annotated[bool, typer.Option(hidden=True, help="Print the run's folder at the end.")] = True,
 ) -> int:
     """Train the model of a config; prints the run's folder."""
     from evocore.config import load_config
@@ -29,6 +30,7 @@ def train(
         command = ["train", "--config", str(config), "--launcher", "torch"]
         command += [word for text in sets for word in ("--set", text)]
         command += [] if backend is None else ["--backend", backend]
+        command += [] if announce else ["--no-announce"]
         command += [] if seed is None else ["--seed", str(seed)]
         return start_ranks(command, nproc)
     launch = detect_launch(launcher, host=host, port=port)
@@ -41,7 +43,7 @@ def train(
 
     observers = default_observers() if launch.rank == 0 else []
     ending, folder = run_training(loaded, load_plugins(), launch, backend=backend, observers=observers)
-    if launch.rank == 0:
+    if launch.rank == 0 and announce:
         print(folder)
     return STOPPED if ending is Ending.STOPPED else 0
 

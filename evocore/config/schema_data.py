@@ -49,6 +49,8 @@ class Data(Block):
     """Steps of the run."""
     valid_every: NonNegative = 0
     """Steps between validations; 0 is never."""
+    valid_max_packs: Count | None = None
+    """At most so many packs of each validation set, over all ranks; None takes all."""
     valid_micro_num: Count
     """Micro-batches of one validation batch; derived: micro_num."""
     pack_sample_into_one: bool = False

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from evocore.data.permutation import Permutation, derive_seed
 from evocore.errors import UserError
 
+_BLOCK = 1024  # elements of the order that are computed at once
+
 
 @dataclass(frozen=True)
 class RampUp:
@@ -126,20 +128,27 @@ class Sampler:
                 "data for at least one step; a pack is seq_len * micro_bsz tokens",
                 "lower data.seq_len, data.micro_bsz or data.micro_num, or use more data",
             )
-        self._order = self._epoch_order()
+        self._begin_epoch()
 
-    def _epoch_order(self) -> Permutation:
-        return Permutation(self.num_packs, derive_seed(self.seed, 2, self.epoch))
+    def _begin_epoch(self) -> None:
+        self._order = Permutation(self.num_packs, derive_seed(self.seed, 2, self.epoch))
+        self._block_start, self._block = 0, np.empty(0, np.int64)
+
+    def _packs(self, first: int, count: int) -> NDArray[np.int64]:
+        """Elements of the order, from a block: to compute one costs nearly as much as to compute all of it."""
+        if first < self._block_start or first + count > self._block_start + len(self._block):
+            stop = min(first + max(count, _BLOCK), self.num_packs)
+            self._block_start, self._block = first, self._order(np.arange(first, stop))
+        return self._block[first - self._block_start :][:count]
 
     def draw(self) -> Draw:
         """The next batch; the state moves behind it."""
         share = self.micro_num if self.ramp_up is None else self.ramp_up.at(self.batch_count, self.micro_num)
         if self.consumed + share * self.data_size > self.num_packs:
             self.epoch, self.consumed = self.epoch + 1, 0
-            self._order = self._epoch_order()
+            self._begin_epoch()
         first = self.consumed + self.data_rank * share
-        packs = self._order(np.arange(first, first + share))
-        draw = Draw(self.batch_count, packs, self.batch_count in self.skip)
+        draw = Draw(self.batch_count, self._packs(first, share), self.batch_count in self.skip)
         self.consumed += share * self.data_size
         self.batch_count += 1
         return draw
@@ -171,4 +180,4 @@ class Sampler:
                 "restore these, or load the model and optimizer without the data state to begin a new pass",
             )
         self.epoch, self.consumed, self.batch_count = state["epoch"], state["consumed"], state["batch_count"]
-        self._order = self._epoch_order()
+        self._begin_epoch()

@@ -16,7 +16,7 @@ class UsesOps(nn.Module):
     """
 
     def requests(self) -> dict[str, Request]:
-        """Attribute name -> what is needed of an op. May be asked again after a parallel strategy resized the layer."""
+        """Attribute name -> what is needed of an op; asked again after a parallel strategy resized the layer."""
         raise TypeError(f"{type(self).__name__} does not say which ops it needs")
 
 

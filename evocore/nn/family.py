@@ -68,7 +68,7 @@ class LanguageModel(Protocol):
         ...
 
     def matmul_parameters(self) -> int:
-        """Weights that each token is multiplied with once in the forward pass (the head counts, the embedding not)."""
+        """Weights that each token is multiplied with in the forward pass (the head counts, the embedding not)."""
         ...
 
     def recomputed_matmul_parameters(self) -> int:
@@ -90,8 +90,8 @@ class ModelFamily:
 
     Attributes:
         name: what ``model_type`` in a config names, e.g. ``"INTERNLM2"``.
-        target: ``"module:function"``; called as ``function(settings, numerics)`` under a meta device with the config's
-            ``model`` block as a mapping, it returns the model.
+        target: ``"module:function"``; called as ``function(settings, numerics)`` under a meta device with the
+            config's ``model`` block as a mapping, it returns the model.
         aliases: other spellings of ``model_type``.
         description: one line.
     """

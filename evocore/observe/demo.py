@@ -15,9 +15,10 @@ PROMPT = "def read(self, "
 
 @dataclass(frozen=True)
 class DemoReport:
-    """Rows of the closing table, and the generated text with its prompt in front."""
+    """Rows of the closing table, the prompt, and the generated text with the prompt in front."""
 
     rows: list[tuple[str, str]]
+    prompt: str
     text: str
 
 
@@ -52,7 +53,7 @@ def report(folder: Path, registry: PluginRegistry, *, backend: str | None = None
     prompt = [tokenizer.bos_id, *tokenizer.encode(PROMPT)]
     sampling = Sampling(max_new_tokens=120, temperature=0.6, top_p=0.95)
     (new,) = generate(loaded.model, [prompt], sampling, loaded.device, stop_id=tokenizer.eos_id)
-    return DemoReport(rows, _first_function(PROMPT + tokenizer.decode(new)))
+    return DemoReport(rows, PROMPT, _first_function(PROMPT + tokenizer.decode(new)))
 
 
 def _mean(records: list[dict[str, float]], name: str) -> float:

@@ -49,7 +49,7 @@ class TensorBoard(Observer):
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(start.tensorboard), purge_step=start.first_step)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(start.tensorboard), purge_step=start.first_step)
 
     def on_step(self, metrics: Mapping[str, Any]) -> None:
         self._add(metrics["step"], metrics)

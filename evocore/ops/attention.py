@@ -52,7 +52,7 @@ class CuSeqlens:
 
 
 class Attention(Protocol):
-    """``softmax(softcap(scale * q @ k.T) + mask) @ v`` in each document by itself (Vaswani et al., 2017, section 3.2.1).
+    """``softmax(softcap(scale * q @ k.T) + mask) @ v`` in each document by itself (Vaswani et al., 2017, sec. 3.2.1).
 
     Query head n reads key-value head ``n // (N / K)`` (Ainslie et al., 2023).
 

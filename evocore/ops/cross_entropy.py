@@ -2,8 +2,8 @@
 
 Shapes: T tokens, D hidden, V vocabulary.
 
-Both return a weighted sum, not a mean: the caller knows how many tokens the whole global batch holds, a kernel sees one
-micro-batch of one rank. Because the weights are given with the call, a kernel can compute its gradients while the
+Both return a weighted sum, not a mean: the caller knows how many tokens the whole global batch holds, a kernel sees
+one micro-batch of one rank. Because the weights are given with the call, a kernel can compute its gradients while the
 logits are at hand and need not keep or recompute them.
 """
 
@@ -71,9 +71,9 @@ class LinearCrossEntropy(Protocol):
         labels_T, weights_T, ignore_index, label_smoothing, z_loss: as in ``cross_entropy``.
 
     Returns:
-        A ``TokenLoss``; logits are rounded to the dtype of ``hidden_TD`` before the softmax at most. Differentiable in
-        ``hidden_TD`` and ``weight_VD``; ``total`` can be differentiated once. Without gradients (``torch.no_grad``,
-        or no input that requires them) none are computed.
+        A ``TokenLoss``; logits are rounded to the dtype of ``hidden_TD`` before the softmax at most. Differentiable
+        in ``hidden_TD`` and ``weight_VD``; ``total`` can be differentiated once. Without gradients
+        (``torch.no_grad``, or no input that requires them) none are computed.
     """
 
     def __call__(

@@ -123,8 +123,8 @@ def resolve(
         raise UserError(
             "no kernel can serve: " + "\n    ".join(problems),
             f"for each op one provider that runs on {device} and serves what the model asks for",
-            f"force another provider (`kernels` in the config, {ENVIRONMENT}), install what is missing, or change the "
-            "model's dtype or backend",
+            f"force another provider (`kernels` in the config, {ENVIRONMENT}), install what is missing, or change "
+            "the model's dtype or backend",
         )
     return Resolution(device, tuple(choices))
 

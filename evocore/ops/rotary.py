@@ -20,7 +20,7 @@ class Rotary(Protocol):
         x_TNH: queries or keys, any strides; not modified.
         cos_TP: float32 cosines of each token's angles.
         sin_TP: float32 sines.
-        interleaved: pair p is features ``(2 p, 2 p + 1)`` (Meta's Llama); otherwise ``(p, p + P)`` (NeoX, Hugging Face).
+        interleaved: pair p is features ``(2 p, 2 p + 1)`` (Meta's Llama); otherwise ``(p, p + P)`` (NeoX).
 
     Returns:
         ``[T, N, H]`` in the dtype of ``x_TNH``, computed in float32; features from 2 P on pass through unchanged.

@@ -5,6 +5,7 @@ The order matters: whatever can be wrong with the input is found before a proces
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,9 @@ def _train(
     checkpointer = _checkpointer(config, folder, launch)
     data_state, resumed = _resume(config, checkpointer, optimizer, scale, progress)
     loader = build_train_loader(config, data_rank=ranks.rank, data_size=ranks.size, state=data_state)
-    valid_sets = build_valid_sets(config, data_rank=ranks.rank, data_size=ranks.size)
+    valid_sets = build_valid_sets(
+        config, data_rank=ranks.rank, data_size=ranks.size, max_packs=config.data.valid_max_packs
+    )
     if ranks.rank == 0:
         save_resolved(loaded, folder.config)
         folder.write("environment.json", environment(ranks.size, plan.backend.device_name(device), plan.backend.name))
@@ -227,8 +230,8 @@ def _loss_scale(config: Config, dtype: torch.dtype) -> LossScale:
         growth_interval=settings.fp16.growth_interval,
         growth_factor=settings.growth_factor,
         backoff_factor=settings.backoff_factor,
-        minimum=settings.fp16.min_scale,
-        maximum=settings.max_scale,
+        minimum=settings.fp16.min_scale if settings.fp16.min_scale is not None else 1.0,
+        maximum=settings.max_scale if settings.max_scale is not None else math.inf,
         hysteresis=settings.hysteresis,
         dynamic=needed,
     )

@@ -1,7 +1,7 @@
 """``cross_entropy`` whose forward computes the gradient: backward only scales it.
 
-Instead of a copy of the logits in float32 and their log-softmax, only the gradient itself is kept, in the dtype of the
-logits.
+Instead of a copy of the logits in float32 and their log-softmax, only the gradient itself is kept, in the dtype of
+the logits.
 """
 
 from typing import Any

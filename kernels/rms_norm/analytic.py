@@ -70,7 +70,7 @@ def _forward(x_TD: Tensor, weight_D: Tensor, eps: float, unit_offset: bool) -> t
 def _backward(
     grad_TD: Tensor, x_TD: Tensor, weight_D: Tensor, rstd_T: Tensor, unit_offset: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of input and weight: with n = x * rstd, ``rstd * (g * w - n * mean(g * w * n))`` and ``sum(g * n)``."""
+    """Gradients of input and weight, with n = x * rstd: ``rstd * (g * w - n * mean(g * w * n))``, ``sum(g * n)``."""
     grad, x, scale_D = grad_TD.to(rstd_T.dtype), x_TD.to(rstd_T.dtype), _scale(weight_D, rstd_T.dtype, unit_offset)
     product_TD = grad * x
     grad_weight_D = product_TD.T @ rstd_T

@@ -6,6 +6,7 @@ Shapes: T tokens, D hidden, N query heads, K key-value heads, H head size, G = N
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -30,7 +31,7 @@ class SelfAttention(UsesOps):
         self.layer, self.interleaved = layer, spec.rope_interleaved
         self.heads, self.kv_heads, self.head_dim = spec.heads, spec.kv_heads, spec.head_dim
         self.dtype = spec.numerics.dtype
-        options = dict(role=Role.QKV, dtype=self.dtype, init_std=spec.init.qkv, bias=spec.qkv_bias)
+        options: dict[str, Any] = dict(role=Role.QKV, dtype=self.dtype, init_std=spec.init.qkv, bias=spec.qkv_bias)
         self.fused = spec.fused_qkv
         if self.fused:
             self.wqkv = Linear(spec.hidden, (spec.heads + 2 * spec.kv_heads) * spec.head_dim, **options)
@@ -64,7 +65,8 @@ class SelfAttention(UsesOps):
             k_TKH, v_TKH = cache.append(self.layer, k_TKH, v_TKH, documents)
             k_documents = cache.documents
         mixed_TNH = self.attention(q_TNH, k_TKH, v_TKH, q_documents=documents, k_documents=k_documents)
-        return self.wo(mixed_TNH.flatten(1))
+        out_TD: Tensor = self.wo(mixed_TNH.flatten(1))
+        return out_TD
 
     def _project(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if not self.fused:

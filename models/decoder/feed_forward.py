@@ -6,6 +6,7 @@ Shapes: T tokens, D hidden, F feed-forward.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -25,7 +26,7 @@ class FeedForward(UsesOps):
     def __init__(self, spec: DecoderSpec, layer: int) -> None:
         super().__init__()
         self.width, self.dtype, self.fused = spec.feed_forward, spec.numerics.dtype, spec.fused_gate_up
-        options = dict(dtype=self.dtype, init_std=spec.init.mlp_in, bias=spec.mlp_bias)
+        options: dict[str, Any] = dict(dtype=self.dtype, init_std=spec.init.mlp_in, bias=spec.mlp_bias)
         if self.fused:
             self.w13 = Linear(spec.hidden, 2 * self.width, role=Role.GATE_UP, **options)
         else:
@@ -45,4 +46,5 @@ class FeedForward(UsesOps):
 
     def forward(self, x_TD: Tensor) -> Tensor:
         gate_TF, up_TF = self.w13(x_TD).chunk(2, dim=1) if self.fused else (self.w1(x_TD), self.w3(x_TD))
-        return self.w2(self.swiglu(gate_TF, up_TF))
+        out_TD: Tensor = self.w2(self.swiglu(gate_TF, up_TF))
+        return out_TD

@@ -95,7 +95,8 @@ class Decoder(UsesOps):
                 )
             else:
                 x_TD, residual_TD = block(x_TD, residual_TD, angles, documents, cache)
-        return self.norm(x_TD, residual_TD)[0]
+        hidden_TD: Tensor = self.norm(x_TD, residual_TD)[0]
+        return hidden_TD
 
     def loss(
         self,

@@ -7,9 +7,9 @@ import time
 import pytest
 
 from evocore.data.loader import TrainLoader
-from evocore.data.packing import DocumentPacking
 from evocore.data.random_documents import RandomDocuments
 from evocore.data.sampler import Sampler, SkipBatches
+from evocore.data.stream_packing import DocumentPacking
 
 
 class Counting:

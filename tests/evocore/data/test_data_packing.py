@@ -5,8 +5,9 @@ from data_files import write_bin
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evocore.data.packing import DocumentPacking, PaddedRows, WindowPacking
+from evocore.data.padded_rows import PaddedRows
 from evocore.data.random_documents import RandomDocuments
+from evocore.data.stream_packing import DocumentPacking, WindowPacking
 from evocore.data.tokenized import TokenizedDocuments
 from evocore.errors import UserError
 
