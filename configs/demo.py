@@ -21,8 +21,8 @@ data = dict(
     raw=dict(
         sources=[sysconfig.get_path("stdlib")],
         suffixes=[".py"],
-        exclude=["site-packages", "test", "tests", "idlelib", "lib2to3"],
-        vocab_size=1024,
+        exclude=["site-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "pydoc_data"],
+        vocab_size=512,
         valid_fraction=0.01,
     ),
 )
@@ -34,7 +34,7 @@ model = dict(
     num_kv_attention_heads=3,
     mlp_ratio=8 / 3,
     multiple_of=64,
-    vocab_size=1024,
+    vocab_size=512,
     no_bias=True,
     norm_type="rmsnorm",
     layer_norm_epsilon=1e-5,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import resource
-import statistics
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -103,11 +102,11 @@ def _measured_gemm(dtype: torch.dtype, threads: int) -> float:
     a = torch.ones(PROBE_SIZE, PROBE_SIZE, dtype=dtype)
     b = torch.ones(PROBE_SIZE, PROBE_SIZE, dtype=dtype)
     rates = []
-    for _ in range(7):
+    for _ in range(12):
         start = time.perf_counter()
         a @ b
         rates.append(2 * PROBE_SIZE**3 / (time.perf_counter() - start))
-    return statistics.median(sorted(rates)[3:])  # a peak: the slow tries were disturbed
+    return max(rates)  # a peak: slower tries were disturbed
 
 
 def _physical_memory() -> int:

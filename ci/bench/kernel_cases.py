@@ -159,9 +159,7 @@ def geglu(shapes: Shapes, dtype: torch.dtype, approximate: str) -> Case:
 def _glu(shapes: Shapes, dtype: torch.dtype, request: Request, act: Callable[..., Tensor], options: dict) -> Case:
     T, F_ = shapes.tokens, shapes.ffn
     inputs = [_leaf(T, F_, dtype=dtype), _leaf(T, F_, dtype=dtype)]
-    return Case(
-        request, inputs, lambda g, u, **kw: act(g, **kw) * u, options, bytes=8 * T * F_ * dtype.itemsize
-    )
+    return Case(request, inputs, lambda g, u, **kw: act(g, **kw) * u, options, bytes=8 * T * F_ * dtype.itemsize)
 
 
 def cross_entropy(shapes: Shapes, dtype: torch.dtype) -> Case:

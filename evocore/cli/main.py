@@ -39,7 +39,7 @@ GROUPS = {
 
 TRACEBACK = "--traceback"
 TRACEBACK_VARIABLE = "EVOCORE_TRACEBACK"
-PATIENCE = 1.0
+PATIENCE = 5.0
 """Seconds that other ranks wait before they tell of a mistake: their launcher ends them if rank 0 made it too."""
 
 

@@ -38,7 +38,8 @@ def attention(
     scale = 1 / math.sqrt(q_TNH.shape[-1]) if scale is None else scale
     terms = Terms(causal, window if causal else None, softcap, scale)
     plan = parts(runs(q_documents, k_documents), q_TNH.shape[1], terms)
-    return _Attention.apply(q_TNH, k_SKH, v_SKH, plan, terms)
+    mixed_TNH: Tensor = _Attention.apply(q_TNH, k_SKH, v_SKH, plan, terms)
+    return mixed_TNH
 
 
 class _Attention(torch.autograd.Function):
@@ -63,7 +64,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad_TNH: Tensor) -> tuple[Tensor | None, ...]:
         q_TNH, k_SKH, v_SKH = ctx.saved_tensors
         terms, group = ctx.terms, q_TNH.shape[1] // k_SKH.shape[1]
-        grads = [tensor.new_empty(tensor.shape) for tensor in ctx.saved_tensors]
+        grads = [tensor.new_empty(tensor.shape) for tensor in (q_TNH, k_SKH, v_SKH)]
         for run, tokens, keys in _slices(ctx.plan):
             q, k, v = _gather(q_TNH[tokens], run, group), _gather(k_SKH[keys], run), _gather(v_SKH[keys], run)
             grad = _gather(grad_TNH[tokens], run, group)
@@ -119,9 +120,7 @@ class _Workspace:
         """Gradient of the scores, before scaling, of the block whose ``probs`` are at hand."""
         raw = torch.bmm(grad, v.mT, out=self._view(0, self.probs.shape))
         out = self._view(2, self.probs.shape)
-        torch.ops.aten._softmax_backward_data.out(
-            raw.to(self.compute), self.probs, -1, self.compute, grad_input=out
-        )
+        torch.ops.aten._softmax_backward_data.out(raw.to(self.compute), self.probs, -1, self.compute, grad_input=out)
         return out if self._softcap_slope is None else out.mul_(self._softcap_slope)
 
     def _view(self, index: int, shape: tuple[int, ...]) -> Tensor:
@@ -143,20 +142,20 @@ def _slices(plan: list[Run]) -> Iterator[tuple[Run, slice, slice]]:
     """Each run with its query tokens and its keys."""
     token = key = 0
     for run in plan:
-        tokens, keys = slice(token, token + run.count * run.queries), slice(key, key + run.count * run.keys)
+        tokens, keys = slice(token, token + run.documents * run.queries), slice(key, key + run.documents * run.keys)
         token, key = tokens.stop, keys.stop
         yield run, tokens, keys
 
 
 def _gather(x: Tensor, run: Run, group: int = 1) -> Tensor:
     """``[documents * tokens, heads, H]`` as ``[documents * kv heads, tokens * group, H]``."""
-    tokens, heads, width = len(x) // run.count, x.shape[1] // group, x.shape[2]
-    x = x.reshape(run.count, tokens, heads, group, width).transpose(1, 2)
-    return x.reshape(run.count * heads, tokens * group, width)
+    tokens, heads, width = len(x) // run.documents, x.shape[1] // group, x.shape[2]
+    x = x.reshape(run.documents, tokens, heads, group, width).transpose(1, 2)
+    return x.reshape(run.documents * heads, tokens * group, width)
 
 
 def _scatter(x: Tensor, target: Tensor, run: Run, group: int = 1) -> None:
     """Write ``x`` back to where ``_gather`` found it."""
-    tokens, heads, width = len(target) // run.count, target.shape[1] // group, target.shape[2]
-    x = x.view(run.count, heads, tokens, group, width).transpose(1, 2)
-    target.view(run.count, tokens, heads, group, width).copy_(x)
+    tokens, heads, width = len(target) // run.documents, target.shape[1] // group, target.shape[2]
+    x = x.view(run.documents, heads, tokens, group, width).transpose(1, 2)
+    target.view(run.documents, tokens, heads, group, width).copy_(x)

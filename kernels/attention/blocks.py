@@ -46,12 +46,14 @@ def parts(plan: list[Run], heads: int, terms: Terms) -> list[Run]:
     out = []
     for run in plan:
         most = max(1, SCORES // max(1, heads * min(run.queries, LONGEST) * _width(run, terms)))
-        full, rest = divmod(run.count, most)
-        out += [run._replace(count=most)] * full + [run._replace(count=rest)] * (rest > 0)
+        full, rest = divmod(run.documents, most)
+        out += [run._replace(documents=most)] * full + [run._replace(documents=rest)] * (rest > 0)
     return out
 
 
-def blocks(run: Run, batch: int, group: int, terms: Terms, dtype: torch.dtype, device: torch.device) -> Iterator[Block]:
+def blocks(
+    run: Run, batch: int, group: int, terms: Terms, dtype: torch.dtype, device: torch.device
+) -> Iterator[Block]:
     """The blocks of a run in order.
 
     Args:
@@ -62,9 +64,10 @@ def blocks(run: Run, batch: int, group: int, terms: Terms, dtype: torch.dtype, d
         dtype, device: of the masks.
     """
     fitting = SCORES // max(1, batch * group * _width(run, terms))
-    size = min(max(fitting, SHORTEST), LONGEST)
+    count = -(-run.queries // min(max(fitting, SHORTEST), LONGEST))
+    size = -(-run.queries // max(1, count))  # as equal as possible: a short last block would waste the most
     masks: dict[tuple[int, int], Tensor] = {}
-    for start in range(0, run.queries, size):
+    for start in range(0, run.queries, max(1, size)):
         end = min(start + size, run.queries)
         rows = slice(start * group, end * group)
         if not terms.causal:

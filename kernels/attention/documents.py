@@ -10,9 +10,9 @@ from evocore.ops.attention import CuSeqlens
 
 
 class Run(NamedTuple):
-    """``count`` documents in a row, each of ``queries`` and ``keys`` tokens."""
+    """So many ``documents`` in a row, each of ``queries`` and ``keys`` tokens."""
 
-    count: int
+    documents: int
     queries: int
     keys: int
 

@@ -30,13 +30,13 @@ def attention(
 ) -> Tensor:
     assert softcap is None, "refused by supports"
     parts = runs(q_documents, k_documents)
-    q_parts = q_TNH.split([run.count * run.queries for run in parts])
-    k_sizes = [run.count * run.keys for run in parts]
+    q_parts = q_TNH.split([run.documents * run.queries for run in parts])
+    k_sizes = [run.documents * run.keys for run in parts]
     pieces = [q_TNH[:0]]
     for run, *tensors in zip(parts, q_parts, k_SKH.split(k_sizes), v_SKH.split(k_sizes), strict=True):
         if run.queries == 0:
             continue
-        q, k, v = (heads_first(tensor, run.count) for tensor in tensors)
+        q, k, v = (heads_first(tensor, run.documents) for tensor in tensors)
         if run.keys == 0:
             out = torch.zeros_like(q)
         elif causal and window is not None and window < run.keys:

@@ -47,7 +47,9 @@ class _CrossEntropy(torch.autograd.Function):
         for start in range(0, tokens, rows):
             part = slice(start, start + rows)
             logits_CV = logits_TV[part]
-            probs_CV = grad_TV[part] if workspace is None else workspace[: len(logits_CV)]
+            target_TV = grad_TV[part] if workspace is None and grad_TV is not None else workspace
+            assert target_TV is not None
+            probs_CV = target_TV[: len(logits_CV)]
             weights_C = None if weights_T is None else weights_T[part]
             loss_T[part], correct_T[part] = loss_rows(
                 logits_CV, labels_T[part], weights_C, terms, probs_CV, wants_grad

@@ -6,6 +6,6 @@ from torch import Tensor
 
 
 def layer_norm(x_TD: Tensor, weight_D: Tensor, bias_D: Tensor | None, *, eps: float) -> Tensor:
-    if x_TD.dtype == torch.float64:  # the operator takes float32 weights for low precision only
-        weight_D, bias_D = weight_D.double(), None if bias_D is None else bias_D.double()
-    return F.layer_norm(x_TD, weight_D.shape, weight_D, bias_D, eps)
+    compute = torch.promote_types(x_TD.dtype, weight_D.dtype)  # not every device takes a mixture
+    bias_D = None if bias_D is None else bias_D.to(compute)
+    return F.layer_norm(x_TD.to(compute), weight_D.shape, weight_D.to(compute), bias_D, eps).to(x_TD.dtype)

@@ -1,7 +1,7 @@
 """``rms_norm`` and ``add_rms_norm`` with their backward written out, in few passes over memory.
 
-Reductions over rows and columns are matrix-vector products, which read their input once and make no temporary. Only
-the input and one number per token are kept for backward.
+The reductions make no temporaries of the activations' size, and backward is mostly PyTorch's fused one of layer_norm.
+Only the input and one number per token are kept for it.
 """
 
 from typing import Any
@@ -12,13 +12,15 @@ from torch.autograd.function import once_differentiable
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, *, eps: float, unit_offset: bool = False) -> Tensor:
-    return _RMSNorm.apply(x_TD, weight_D, eps, unit_offset)
+    y_TD: Tensor = _RMSNorm.apply(x_TD, weight_D, eps, unit_offset)
+    return y_TD
 
 
 def add_rms_norm(
     x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, *, eps: float, unit_offset: bool = False
 ) -> tuple[Tensor, Tensor]:
-    return _AddRMSNorm.apply(x_TD, residual_TD, weight_D, eps, unit_offset)
+    both: tuple[Tensor, Tensor] = _AddRMSNorm.apply(x_TD, residual_TD, weight_D, eps, unit_offset)
+    return both
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -42,8 +44,7 @@ class _AddRMSNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x_TD: Tensor, residual_TD: Tensor, weight_D: Tensor, eps: float, unit_offset: bool
     ) -> tuple[Tensor, Tensor]:
-        s_TD = torch.add(residual_TD, x_TD)
-        s_TD = s_TD.to(residual_TD.dtype)
+        s_TD = torch.add(residual_TD, x_TD).to(residual_TD.dtype)
         y_TD, rstd_T = _forward(s_TD, weight_D, eps, unit_offset)
         ctx.save_for_backward(s_TD, weight_D, rstd_T)
         ctx.unit_offset, ctx.x_dtype = unit_offset, x_TD.dtype
@@ -70,13 +71,17 @@ def _forward(x_TD: Tensor, weight_D: Tensor, eps: float, unit_offset: bool) -> t
 def _backward(
     grad_TD: Tensor, x_TD: Tensor, weight_D: Tensor, rstd_T: Tensor, unit_offset: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of input and weight, with n = x * rstd: ``rstd * (g * w - n * mean(g * w * n))``, ``sum(g * n)``."""
+    """Gradients of input and weight: with n = x * rstd, ``rstd * (g * w - n * mean(g * w * n))`` and ``sum(g * n)``.
+
+    With a mean of zero, the fused backward of layer_norm is that except for ``- rstd * mean(g * w)``.
+    """
     grad, x, scale_D = grad_TD.to(rstd_T.dtype), x_TD.to(rstd_T.dtype), _scale(weight_D, rstd_T.dtype, unit_offset)
-    product_TD = grad * x
-    grad_weight_D = product_TD.T @ rstd_T
-    factor_T = (product_TD @ scale_D).mul_(rstd_T.square()).div_(-max(1, x.shape[-1]))
-    out_TD = torch.mul(grad, scale_D, out=product_TD).addcmul_(x, factor_T[:, None])
-    return out_TD.mul_(rstd_T[:, None]), grad_weight_D
+    mean_T1, rstd_T1 = torch.zeros_like(rstd_T)[:, None], rstd_T[:, None]
+    grad_x_TD, grad_weight_D, _ = torch.ops.aten.native_layer_norm_backward(
+        grad, x, scale_D.shape, mean_T1, rstd_T1, scale_D, None, [True, True, False]
+    )
+    surplus_T = (grad @ scale_D).mul_(rstd_T).div_(max(1, x.shape[-1]))
+    return grad_x_TD.add_(surplus_T[:, None]), grad_weight_D
 
 
 def _scale(weight_D: Tensor, dtype: torch.dtype, unit_offset: bool) -> Tensor:

@@ -12,7 +12,8 @@ from torch.autograd.function import once_differentiable
 
 
 def rotary(x_TNH: Tensor, cos_TP: Tensor, sin_TP: Tensor, *, interleaved: bool = False) -> Tensor:
-    return _Rotary.apply(x_TNH, cos_TP, sin_TP, interleaved)
+    rotated_TNH: Tensor = _Rotary.apply(x_TNH, cos_TP, sin_TP, interleaved)
+    return rotated_TNH
 
 
 class _Rotary(torch.autograd.Function):
