@@ -45,10 +45,10 @@ def _rotate(x_TNH: Tensor, cos_TP: Tensor, sin_TP: Tensor, sign: int, interleave
 
 
 def _half(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = x * torch.cat((cos, cos), -1)  # one long loop is faster than two over halves of a head
     (a, b), (out_a, out_b) = x.chunk(2, -1), out.chunk(2, -1)
-    torch.mul(a, cos, out=out_a).addcmul_(b, sin, value=-sign)
-    torch.mul(b, cos, out=out_b).addcmul_(a, sin, value=sign)
+    out_a.addcmul_(b, sin, value=-sign)
+    out_b.addcmul_(a, sin, value=sign)
     return out
 
 

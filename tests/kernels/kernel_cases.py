@@ -58,12 +58,21 @@ class Example:
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe for an ``Example``; ``small`` ones are fit for low precision and for numeric gradients."""
+    """A recipe for an ``Example``.
+
+    Attributes:
+        op: name of the contract.
+        label: of the case, unique in its op.
+        make: the recipe.
+        small: whether it is fit for low precision and for numeric gradients.
+        mixed: whether some inputs are float32 whatever the dtype is; only low precision makes that a case of its own.
+    """
 
     op: str
     label: str
     make: Callable[[torch.dtype], Example]
     small: bool = True
+    mixed: bool = False
 
     def __str__(self) -> str:
         return self.label
@@ -200,6 +209,7 @@ def _rms_norm_cases() -> list[Case]:
             "rms_norm",
             _words(f"{tokens}x{width}", unit_offset=offset, fp32_weight=fp32),
             lambda dtype, rest=(tokens, width, offset, fp32): _rms_norm(dtype, *rest),
+            mixed=fp32,
         )
         for (tokens, width), offset, fp32 in product(((1, 1), (5, 16), (3, 37)), (False, True), (False, True))
     ]
@@ -228,6 +238,7 @@ def _add_rms_norm_cases() -> list[Case]:
             "add_rms_norm",
             _words(f"{tokens}x{width}", unit_offset=offset, fp32_residual=residual, fp32_weight=weight),
             lambda dtype, rest=(tokens, width, offset, residual, weight): _add_rms_norm(dtype, *rest),
+            mixed=residual or weight,
         )
         for (tokens, width), offset, residual, weight in product(((5, 16), (3, 37)), flags, flags, flags)
     ]
@@ -249,6 +260,7 @@ def _layer_norm_cases() -> list[Case]:
             "layer_norm",
             _words(f"{tokens}x{width}", bias=bias, fp32_weight=fp32),
             lambda dtype, rest=(tokens, width, bias, fp32): _layer_norm(dtype, *rest),
+            mixed=fp32,
         )
         for (tokens, width), bias, fp32 in product(((1, 4), (5, 16), (3, 37)), (False, True), (False, True))
     ]

@@ -220,9 +220,7 @@ def _numeric() -> list[object]:
         for kernel in KERNELS
         if kernel.op != "adamw" and kernel.provider != "reference" and torch.float64 in kernel.dtypes
         for case in cases(kernel.op)
-        if case.small
-        and "fp32" not in case.label  # float32 tensors are too coarse for numeric gradients
-        and kernel.supports(case.make(torch.float64).request) is None
+        if case.small and not case.mixed and kernel.supports(case.make(torch.float64).request) is None
     ]
 
 
