@@ -68,7 +68,7 @@ class Data(Block):
     train_folder: str | None = None
     """Folder with tokenised training data; None trains on random tokens."""
     valid_folder: str | None = None
-    """Folder with one sub-folder of tokenised data per validation set; None validates on random tokens."""
+    """Folder with one sub-folder of tokenised data per validation set; None: no validation, or random tokens if training is on random tokens."""
     tokenizer_path: str | None = None
     """Tokenizer of the text."""
     raw: RawText | None = None
@@ -76,7 +76,7 @@ class Data(Block):
     seed: int = 1024
     """Seed of the order of documents."""
     num_worker: NonNegative = 4
-    """Loader processes per rank."""
+    """Batches of steps that a background thread prepares ahead; 0 prepares each when it is asked for."""
     fixed_random_dataset_seqlen: bool = True
     """Random samples all have seq_len tokens."""
     empty_cache_and_diag_interval: Count = 50

@@ -63,6 +63,8 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad_total is None:
+            return (None,) * 5
         (grad_TV,) = ctx.saved_tensors
         return (grad_TV * grad_total.to(grad_TV.dtype), None, None, None, None)

@@ -41,7 +41,7 @@ class _GeGLU(torch.autograd.Function):
         gelu = gate * cdf
         # gelu' = cdf + gelu * (1 - cdf) * (linear + 3 cubic gate^2)
         slope = torch.square(gate).mul_(3 * _CUBIC).add_(_LINEAR)
-        slope.mul_(torch.addcmul(gelu, gelu, cdf, value=-1)).add_(cdf).mul_(up).mul_(grad)
+        slope.mul_((1 - cdf).mul_(gelu)).add_(cdf).mul_(up).mul_(grad)
         return slope.to(gate_TF.dtype), gelu.mul_(grad).to(up_TF.dtype)
 
 

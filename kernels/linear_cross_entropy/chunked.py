@@ -78,6 +78,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if grad_total is None:
+            return (None,) * 6
         grads = (None if grad is None else grad * grad_total.to(grad.dtype) for grad in ctx.saved_tensors)
         return (*grads, None, None, None, None)

@@ -34,5 +34,5 @@ class _SwiGLU(torch.autograd.Function):
         sigmoid = gate.sigmoid() if sigmoid is None else sigmoid
         silu = gate * sigmoid
         # silu' = sigmoid + silu * (1 - sigmoid)
-        grad_gate = torch.addcmul(silu, silu, sigmoid, value=-1).add_(sigmoid).mul_(up).mul_(grad)
+        grad_gate = (1 - sigmoid).mul_(silu).add_(sigmoid).mul_(up).mul_(grad)
         return grad_gate.to(gate_TF.dtype), silu.mul_(grad).to(up_TF.dtype)

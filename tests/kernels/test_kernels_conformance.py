@@ -2,9 +2,9 @@
 
 The rule: an error is at most twice that of the plain reference on the same inputs in the same precision. Where the
 plain reference happens to be exact, or nearly so, twice its error would forbid even one rounding more; hence a floor
-of a few units in the last place (``FLOOR``) of the largest number of the result, or of 1: inputs are of that order, and a
-sum of theirs that cancels keeps their rounding. A reference cannot be measured against itself: it gets a bound of its
-own (``REFERENCE``), and in float64 it is the subject of ``test_kernels_references.py``.
+of a few units in the last place (``FLOOR``) of the largest number of the result, or of 1: inputs are of that order,
+and a sum of theirs that cancels keeps their rounding. A reference cannot be measured against itself: it gets a bound
+of its own (``REFERENCE``), and in float64 it is the subject of ``test_kernels_references.py``.
 """
 
 from __future__ import annotations
@@ -24,12 +24,16 @@ from evocore.backends.cpu.kernels import KERNELS
 from evocore.ops.kernel import Kernel
 
 LOW = (torch.bfloat16, torch.float16)
-FLOOR = 4
-"""Times the dtype's eps times the largest magnitude: an operator that rounds between its steps, as PyTorch's do."""
-FLOOR_64 = 256
-"""In float64 the plain reference is exact by definition: what is left is another order of summation."""
-REFERENCE = 8
-"""The same for the reference itself, which rounds products and probabilities in low precision."""
+FLOOR = {torch.float64: 256, torch.float32: 16, torch.bfloat16: 4, torch.float16: 4}
+"""Times eps of the result's dtype. Low precision: operators that round between their steps, as PyTorch's do. float32:
+sums of hundreds in another order. float64: the same, where the plain reference is exact by definition."""
+REFERENCE = 16
+"""Times eps of the activations' dtype: the reference rounds products and probabilities in low precision."""
+LIMITS: dict[str, Callable[[Any], bool]] = {
+    "attention-native": lambda request: request.softcap is not None,
+    "geglu-analytic": lambda request: request.approximate != "tanh",
+}
+"""What a kernel may refuse of the grid, and nothing else."""
 
 
 def _name(kernel: Kernel) -> str:
@@ -76,7 +80,7 @@ def _serves(kernel: Kernel, example: Example) -> bool:
     if reason is None:
         return True
     assert reason.strip()
-    assert _name(kernel) == "attention-native" and example.request.softcap is not None, reason
+    assert LIMITS.get(_name(kernel), lambda request: False)(example.request), f"undeclared limit: {reason}"
     return False
 
 
@@ -86,7 +90,9 @@ def _results(function: Callable[..., Any], example: Example, upstream: Callable[
     returned = function(*inputs, *example.constants, **example.options)
     outputs = list(returned) if isinstance(returned, tuple) else [returned]
     differentiable = [out for out in outputs if out.requires_grad]
-    gradients = torch.autograd.grad(differentiable, inputs, [upstream(out) for out in differentiable])
+    gradients = torch.autograd.grad(
+        differentiable, inputs, [upstream(out) for out in differentiable], materialize_grads=True
+    )
     return [out.detach() for out in outputs] + list(gradients)
 
 
@@ -106,8 +112,7 @@ def _allowed(kernel: Kernel, dtype: torch.dtype, coarsest: torch.dtype, plain: T
     size = max(1.0, exact.abs().max().item())
     if _is_reference(kernel):
         return REFERENCE * torch.finfo(coarsest).eps * size
-    floor = FLOOR_64 if dtype == torch.float64 else FLOOR
-    return max(2 * (plain.double() - exact).abs().max().item(), floor * torch.finfo(dtype).eps * size)
+    return max(2 * (plain.double() - exact).abs().max().item(), FLOOR[dtype] * torch.finfo(dtype).eps * size)
 
 
 def _check(kernel: Kernel, example: Example, upstream: Callable[[Tensor], Tensor] = _random_upstream) -> list[Tensor]:
@@ -150,8 +155,9 @@ def test_inputs_are_left_alone_and_may_have_any_strides(kernel: Kernel, dtype: t
 @pytest.mark.parametrize(("kernel", "dtype"), _pairs(torch.float32, torch.bfloat16))
 def test_no_tokens_is_no_special_case(kernel: Kernel, dtype: torch.dtype):
     for example in empty(kernel.op, dtype):
-        *_, gradient = _check(kernel, example)
-        assert torch.equal(gradient, torch.zeros_like(gradient))
+        if _serves(kernel, example):
+            *_, gradient = _check(kernel, example)
+            assert torch.equal(gradient, torch.zeros_like(gradient))
 
 
 @pytest.mark.parametrize(("kernel", "dtype"), _pairs(torch.float32))
@@ -167,8 +173,8 @@ def test_deterministic_kernels_repeat_themselves_to_the_bit(kernel: Kernel, dtyp
 
 @pytest.mark.parametrize(("kernel", "dtype"), _pairs(torch.float32))
 def test_a_frozen_input_changes_nothing_for_the_others(kernel: Kernel, dtype: torch.dtype):
-    case = cases(kernel.op)[-1] if kernel.op != "attention" else cases(kernel.op)[4]
-    example, function = case.make(dtype), kernel.load()
+    examples = [case.make(dtype) for case in cases(kernel.op) if case.small]
+    example, function = [example for example in examples if _serves(kernel, example)][-1], kernel.load()
     together = _results(function, example, _random_upstream)[-len(example.inputs) :]
     for index, gradient in enumerate(together):
         inputs = [x.detach().requires_grad_(position == index) for position, x in enumerate(example.inputs)]

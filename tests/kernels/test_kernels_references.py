@@ -232,4 +232,5 @@ def test_gradients_are_those_of_finite_differences(kernel: Kernel, case: Case):
         returned = function(*inputs, *example.constants, **example.options)
         return tuple(x for x in (returned if isinstance(returned, tuple) else (returned,)) if x.requires_grad)
 
-    assert torch.autograd.gradcheck(differentiable, [x.requires_grad_() for x in example.inputs], fast_mode=True)
+    inputs = [x.requires_grad_() for x in example.inputs]
+    assert torch.autograd.gradcheck(differentiable, inputs, fast_mode=True)
