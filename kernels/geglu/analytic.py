@@ -1,8 +1,8 @@
 """``geglu`` in the tanh form with its backward written out: one sigmoid in all, the rest are products.
 
 ``0.5 * (1 + tanh(z)) = sigmoid(2 z)``, and a vectorised sigmoid takes a third of the time of a tanh. In full
-precision it is kept for backward, as much memory as the activation that autograd would keep; in low precision it is computed
-again, because rounding it would lose what the contract asks for.
+precision it is kept for backward, as much memory as the activation that autograd would keep; in low precision it is
+computed again, because rounding it would lose what the contract asks for.
 """
 
 import math
