@@ -68,7 +68,7 @@ class Data(Block):
     train_folder: str | None = None
     """Folder with tokenised training data; None trains on random tokens."""
     valid_folder: str | None = None
-    """Folder with a sub-folder of tokenised data per validation set; None: none, or random tokens beside random data."""
+    """A sub-folder of tokenised data per validation set; None: none, or random tokens as well."""
     tokenizer_path: str | None = None
     """Tokenizer of the text."""
     raw: RawText | None = None
