@@ -23,14 +23,14 @@ from evocore.ops.rotary import RotaryRequest
 class Shapes(NamedTuple):
     """Sizes of everything; ``document`` is the length of a document, the last one is shorter."""
 
-    tokens: int = 2048
+    tokens: int = 1024
     hidden: int = 512
     ffn: int = 1536
-    vocab: int = 8192
+    vocab: int = 4096
     heads: int = 8
     kv_heads: int = 4
     head_dim: int = 64
-    document: int = 600
+    document: int = 300
     window: int = 128
 
     def documents(self) -> CuSeqlens:
@@ -72,7 +72,7 @@ def _leaf(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(*shape, dtype=dtype, requires_grad=True)
 
 
-def attention(shapes: Shapes, dtype: torch.dtype, window: int | None = None) -> Case:
+def attention(shapes: Shapes, dtype: torch.dtype, window: int | None = None, softcap: float | None = None) -> Case:
     T, N, K, H = shapes.tokens, shapes.heads, shapes.kv_heads, shapes.head_dim
     documents = shapes.documents()
     position = torch.arange(T)
@@ -82,13 +82,17 @@ def attention(shapes: Shapes, dtype: torch.dtype, window: int | None = None) -> 
 
     def plain(q: Tensor, k: Tensor, v: Tensor, **_: Any) -> Tensor:
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+        if softcap is not None:
+            k, v = (x.repeat_interleave(N // K, 1) for x in (k, v))
+            scores = softcap * torch.tanh(q @ k.mT * (H**-0.5 / softcap))
+            return (scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v)[0].transpose(0, 1)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)[0].transpose(0, 1)
 
     return Case(
-        AttentionRequest(dtype, N, K, H, window=window),
+        AttentionRequest(dtype, N, K, H, window=window, softcap=softcap),
         [_leaf(T, N, H, dtype=dtype), _leaf(T, K, H, dtype=dtype), _leaf(T, K, H, dtype=dtype)],
         plain,
-        {"q_documents": documents, "k_documents": documents, "window": window},
+        {"q_documents": documents, "k_documents": documents, "window": window, "softcap": softcap},
         flops=(4 + 10) * int(mask.sum()) * N * H,  # 2 products forward, 5 backward
     )
 
@@ -194,6 +198,7 @@ def adamw(shapes: Shapes, dtype: torch.dtype) -> Case:
 CASES: dict[str, Callable[[Shapes, torch.dtype], Case]] = {
     "attention": attention,
     "attention window": lambda shapes, dtype: attention(shapes, dtype, shapes.window),
+    "attention softcap": lambda shapes, dtype: attention(shapes, dtype, softcap=30.0),
     "rms_norm": rms_norm,
     "add_rms_norm": add_rms_norm,
     "layer_norm": layer_norm,

@@ -93,9 +93,9 @@ def parse() -> argparse.Namespace:
     for name, default in Shapes._field_defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64", "bfloat16"])
-    parser.add_argument("--threads", type=integers, default=[1, 2], help="e.g. 1,2")
+    parser.add_argument("--threads", type=integers, default=[1], help="e.g. 1,2")
     parser.add_argument("--ops", type=lambda text: text.split(","), default=[], help="e.g. attention,rms_norm")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time for each op")
+    parser.add_argument("--seconds", type=float, default=0.8, help="time for each op")
     options = parser.parse_args()
     options.shapes = Shapes(*(getattr(options, name) for name in Shapes._fields))
     return options
