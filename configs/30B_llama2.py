@@ -3,23 +3,12 @@
 from evocore.config import read_base
 
 with read_base():
-    from configs._base_.default_runtime import *  # noqa: F403, TID251
+    from configs._base_.default_runtime import *
 
 JOB_NAME = "30b_llama2_train"
 model_type = "LLAMA2"
 
-data = dict(
-    seq_len=2048,
-    micro_num=4,
-    micro_bsz=1,
-    valid_micro_num=4,
-    valid_every=0,
-    pack_sample_into_one=False,
-    total_steps=2000,
-    min_length=50,
-    train_folder=None,
-    valid_folder=None,
-)
+data = dict(data, total_steps=2000)
 
 model = dict(
     num_layers=60,
@@ -40,8 +29,7 @@ model = dict(
 )
 
 parallel = dict(
-    zero1=dict(size=-1),
+    parallel,
     tensor=dict(size=4, mode="mtp"),
     pipeline=dict(size=4, interleaved_overlap=True),
-    weight=dict(size=1, overlap=True),
 )

@@ -3,25 +3,12 @@
 from evocore.config import read_base
 
 with read_base():
-    from configs._base_.default_runtime import *  # noqa: F403, TID251
+    from configs._base_.moe_runtime import *
 
 JOB_NAME = "57b_qwen2_moe"
 model_type = "QWEN2MOE"
 
-data = dict(
-    seq_len=4096,
-    micro_num=4,
-    micro_bsz=2,
-    valid_micro_num=4,
-    valid_every=50,
-    pack_sample_into_one=False,
-    total_steps=50000,
-    min_length=50,
-    train_folder=None,
-    valid_folder=None,
-)
-
-hybrid_zero_optimizer = dict(overlap_sync_grad=False, clip_grad_norm=1.0)
+data = dict(data, seq_len=4096, micro_bsz=2, valid_every=50, total_steps=50000)
 
 loss = dict(label_smoothing=0, moe_loss_coeff=0.001)
 
@@ -44,13 +31,4 @@ model = dict(
     top_k=8,
     checkpoint=False,
     dtype="torch.bfloat16",
-)
-
-parallel = dict(
-    zero1=dict(size=-1),
-    tensor=dict(size=1, mode="mtp"),
-    pipeline=dict(size=1, interleaved_overlap=True),
-    weight=dict(size=1, overlap=True),
-    expert=dict(size=-1, no_tp=False),
-    expert_weight=dict(size=1, overlap=True),
 )

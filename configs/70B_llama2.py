@@ -3,23 +3,12 @@
 from evocore.config import read_base
 
 with read_base():
-    from configs._base_.default_runtime import *  # noqa: F403, TID251
+    from configs._base_.default_runtime import *
 
 JOB_NAME = "70b_llama2_train"
 model_type = "LLAMA2"
 
-data = dict(
-    seq_len=4096,
-    micro_num=12,
-    micro_bsz=4,
-    valid_micro_num=4,
-    valid_every=50,
-    pack_sample_into_one=False,
-    total_steps=50000,
-    min_length=50,
-    train_folder=None,
-    valid_folder=None,
-)
+data = dict(data, seq_len=4096, micro_num=12, micro_bsz=4, valid_every=50, total_steps=50000)
 
 model = dict(
     num_layers=80,
@@ -38,8 +27,7 @@ model = dict(
 )
 
 parallel = dict(
-    zero1=dict(size=-1),
+    parallel,
     tensor=dict(size=4, mode="mtp"),
     pipeline=dict(size=2, interleaved_overlap=True),
-    weight=dict(size=1, overlap=True),
 )

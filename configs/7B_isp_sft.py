@@ -6,23 +6,12 @@ The model is InternLM2-like (GQA-8) with InternLM's vocabulary and feed-forward 
 from evocore.config import read_base
 
 with read_base():
-    from configs._base_.default_runtime import *  # noqa: F403, TID251
+    from configs._base_.default_runtime import *
 
 JOB_NAME = "7b_isp_train"
 model_type = "INTERNLM2"
 
-data = dict(
-    seq_len=2048,
-    micro_num=4,
-    micro_bsz=2,
-    valid_micro_num=4,
-    valid_every=50,
-    pack_sample_into_one=False,
-    total_steps=50000,
-    min_length=50,
-    train_folder=None,
-    valid_folder=None,
-)
+data = dict(data, micro_bsz=2, valid_every=50, total_steps=50000)
 
 model = dict(
     num_layers=32,
@@ -41,9 +30,8 @@ model = dict(
 )
 
 parallel = dict(
-    zero1=dict(size=-1),
+    parallel,
     tensor=dict(size=2, mode="isp"),
-    pipeline=dict(size=1, interleaved_overlap=True),
     weight=dict(size=4, overlap=True, launch_allgather_before="wo", forward_overlap_per="layer"),
     sequence_2D=dict(
         enable=False,

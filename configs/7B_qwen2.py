@@ -3,23 +3,10 @@
 from evocore.config import read_base
 
 with read_base():
-    from configs._base_.default_runtime import *  # noqa: F403, TID251
+    from configs._base_.default_runtime import *
 
 JOB_NAME = "7b_qwen2_train"
 model_type = "QWEN2"
-
-data = dict(
-    seq_len=2048,
-    micro_num=4,
-    micro_bsz=1,
-    valid_micro_num=4,
-    valid_every=0,
-    pack_sample_into_one=False,
-    total_steps=20000,
-    min_length=50,
-    train_folder=None,
-    valid_folder=None,
-)
 
 model = dict(
     num_layers=28,

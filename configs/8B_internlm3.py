@@ -3,23 +3,12 @@
 from evocore.config import read_base
 
 with read_base():
-    from configs._base_.default_runtime import *  # noqa: F403, TID251
+    from configs._base_.default_runtime import *
 
 JOB_NAME = "8b_internlm3_train"
 model_type = "INTERNLM3"
 
-data = dict(
-    seq_len=4096,
-    micro_num=1,
-    micro_bsz=2,
-    valid_micro_num=4,
-    valid_every=0,
-    pack_sample_into_one=False,
-    total_steps=20000,
-    min_length=50,
-    train_folder=None,
-    valid_folder=None,
-)
+data = dict(data, seq_len=4096, micro_num=1, micro_bsz=2)
 
 model = dict(
     num_layers=48,
@@ -39,8 +28,8 @@ model = dict(
 )
 
 parallel = dict(
+    parallel,
     zero1=dict(size=1),
     tensor=dict(size=1, mode="isp"),
-    pipeline=dict(size=1, interleaved_overlap=True),
     weight=dict(size=16, overlap=True, launch_allgather_before="wo", forward_overlap_per="module"),
 )

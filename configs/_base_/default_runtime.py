@@ -1,7 +1,20 @@
-"""What nearly every run shares: AdamW with InternEvo's template values, clipping at norm 1, no checkpoints.
+"""What nearly every run shares: data and AdamW with InternEvo's template values, clipping at norm 1, no checkpoints.
 
 A config takes it with ``with read_base(): from configs._base_.default_runtime import *`` and overrides what differs.
 """
+
+data = dict(
+    seq_len=2048,
+    micro_num=4,
+    micro_bsz=1,
+    valid_micro_num=4,
+    valid_every=0,
+    pack_sample_into_one=False,
+    total_steps=20000,
+    min_length=50,
+    train_folder=None,  # random tokens
+    valid_folder=None,
+)
 
 ckpt = dict(
     enable_save_ckpt=False,  # set True together with checkpoint_every
