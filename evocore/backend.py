@@ -7,8 +7,10 @@ The runtime above asks a backend and never asks which chip it runs on.
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -184,6 +186,29 @@ class Backend:
         return [torch.profiler.ProfilerActivity.CPU]
 
 
+@dataclass(frozen=True)
+class Probe:
+    """What a backend answered when it was asked whether it can be used here.
+
+    ``problem`` is None if it is available. If it raised, ``backend`` is None and ``detail`` holds the traceback.
+    """
+
+    name: str
+    backend: Backend | None
+    problem: str | None
+    detail: str = ""
+
+
+def probe(offer: type[Backend]) -> Probe:
+    """Ask one backend; a stranger's that raises is a finding, so that the others stay usable."""
+    name = getattr(offer, "name", offer.__name__)
+    try:
+        backend = offer()
+        return Probe(name, backend, backend.why_unavailable())
+    except Exception as error:  # noqa: BLE001 - a stranger's code can raise anything; the traceback is kept
+        return Probe(name, None, f"raised {type(error).__name__}: {error}", traceback.format_exc())
+
+
 def choose_backend(
     offers: Iterable[type[Backend]], *, flag: str | None = None, config: str | None = None
 ) -> tuple[Backend, str]:
@@ -195,8 +220,13 @@ def choose_backend(
     Raises:
         UserError: if the wanted name is unknown or not available, or nothing is; it lists what is and why not.
     """
-    backends = {offer.name: offer() for offer in offers}
-    reasons = {name: _why_unavailable(backend) for name, backend in backends.items()}
+    backends: dict[str, Backend] = {}
+    reasons: dict[str, str | None] = {}
+    for offer in offers:
+        status = probe(offer)
+        reasons[status.name] = status.problem
+        if status.backend is not None:
+            backends[status.name] = status.backend
     wanted, source = flag, "--backend"
     if not wanted:
         wanted, source = os.environ.get("EVOCORE_BACKEND"), "EVOCORE_BACKEND"
@@ -207,7 +237,7 @@ def choose_backend(
         "; ".join(f"{name} ({reason or 'available'})" for name, reason in sorted(reasons.items())) or "none at all"
     )
     if wanted:
-        if wanted not in backends:
+        if wanted not in reasons:
             raise UserError(
                 f"{source}={wanted!r} names no backend",
                 f"one of: {listing}",
@@ -228,10 +258,3 @@ def choose_backend(
         )
     best = max(usable, key=lambda name: (backends[name].priority, name))
     return backends[best], "automatic"
-
-
-def _why_unavailable(backend: Backend) -> str | None:
-    try:
-        return backend.why_unavailable()
-    except Exception as error:  # noqa: BLE001 - a stranger's probe can raise anything; the others must stay usable
-        return f"its probe raised {type(error).__name__}: {error}"

@@ -19,7 +19,7 @@ def backends(
     from evocore.backend import choose_backend
     from evocore.cli.output import print_json, tell_failed_plugins
     from evocore.errors import UserError
-    from evocore.observe.doctor import survey_backends, that_answer
+    from evocore.observe.doctor import survey_backends
     from evocore.plugins.manager import load_plugins
 
     registry = load_plugins()
@@ -28,7 +28,7 @@ def backends(
     mistake: UserError | None = None
     chosen, chosen_by = None, None
     try:
-        best, chosen_by = choose_backend(that_answer(offers), flag=backend)
+        best, chosen_by = choose_backend(offers, flag=backend)
         chosen = best.name
     except UserError as error:
         mistake = error  # told after the list, which helps to mend it

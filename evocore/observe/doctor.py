@@ -10,12 +10,12 @@ import platform
 import re
 import traceback
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
 
-from evocore.backend import Backend, choose_backend
+from evocore.backend import Backend, choose_backend, probe
 from evocore.errors import UserError
 from evocore.parallel.launch import detect_launch
 from evocore.plugins.manager import PluginRegistry, PluginStatus
@@ -86,7 +86,7 @@ def examine(registry: PluginRegistry, environ: Mapping[str, str] = os.environ) -
     optional = [Requirement(text) for kernel in kernels for text in kernel.requires]
     chosen = None
     try:
-        chosen = choose_backend(that_answer(offers))[0].name
+        chosen = choose_backend(offers)[0].name
     except UserError as error:
         problems.append(_as_problem(error))
     try:
@@ -115,35 +115,23 @@ def survey_backends(offers: Iterable[type[Backend]]) -> list[BackendStatus]:
     return sorted((_survey(offer) for offer in offers), key=lambda status: (-status.priority, status.name))
 
 
-def that_answer(offers: Iterable[type[Backend]]) -> list[type[Backend]]:
-    """Those that do not raise when they are asked."""
-    return [offer for offer in offers if not _survey(offer).detail]
-
-
 def _survey(offer: type[Backend]) -> BackendStatus:
+    asked = probe(offer)
+    status = BackendStatus(
+        asked.name, getattr(offer, "device_type", "?"), getattr(offer, "priority", 0), asked.problem, asked.detail
+    )
+    if asked.backend is None or asked.problem is not None:
+        return status
+    backend = asked.backend
     try:
-        backend = offer()
-        problem = backend.why_unavailable()
-        if problem is not None:
-            return BackendStatus(offer.name, offer.device_type, offer.priority, problem)
-        devices = [backend.device_name(backend.device(number)) for number in range(backend.device_count())]
-        return BackendStatus(
-            offer.name,
-            offer.device_type,
-            offer.priority,
-            problem=None,
-            devices=devices,
+        return replace(
+            status,
+            devices=[backend.device_name(backend.device(number)) for number in range(backend.device_count())],
             versions=backend.versions(),
             warnings=backend.health_problems(),
         )
-    except Exception as error:  # noqa: BLE001 - a backend that cannot even be asked is a finding
-        return BackendStatus(
-            getattr(offer, "name", offer.__name__),
-            getattr(offer, "device_type", "?"),
-            getattr(offer, "priority", 0),
-            f"raised {type(error).__name__}: {error}",
-            traceback.format_exc(),
-        )
+    except Exception as error:  # noqa: BLE001 - it can be used, but cannot tell about itself: a finding
+        return replace(status, problem=f"raised {type(error).__name__}: {error}", detail=traceback.format_exc())
 
 
 def _versions(requirements: Iterable[Requirement]) -> dict[str, str]:
