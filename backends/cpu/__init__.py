@@ -1,0 +1,1 @@
+"""The CPU as a device plug-in: device, collectives, kernels."""
