@@ -39,15 +39,15 @@ def kernels(
 
 def _planned(config: Path, sets: list[str], flag: str | None, registry: PluginRegistry) -> dict[str, Any]:
     from evocore.config import load_config
-    from evocore.training.assembly import plan_kernels
+    from evocore.training.assembly import make_plan
 
-    resolution, backend = plan_kernels(load_config(config, sets).config, flag, registry)
+    plan = make_plan(load_config(config, sets).config, registry, backend=flag)
     return {
         "config": str(config),
-        "backend": backend.name,
-        "device": resolution.device,
-        "digest": resolution.digest(),
-        "kernels": resolution.table(),
+        "backend": plan.backend.name,
+        "device": plan.resolution.device,
+        "digest": plan.resolution.digest(),
+        "kernels": plan.resolution.table(),
     }
 
 

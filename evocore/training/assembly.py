@@ -70,12 +70,6 @@ def make_plan(config: Config, registry: PluginRegistry, *, backend: str | None =
     return Plan(chosen, source, family, numerics, resolution, model)
 
 
-def plan_kernels(config: Config, backend: str | None, registry: PluginRegistry) -> tuple[Resolution, Backend]:
-    """The kernel table of a config and the backend that it is for."""
-    plan = make_plan(config, registry, backend=backend)
-    return plan.resolution, plan.backend
-
-
 def find_family(model_type: str, registry: PluginRegistry) -> ModelFamily:
     """The family that ``model_type`` names.
 
