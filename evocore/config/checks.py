@@ -1,10 +1,10 @@
 """Whether a config can run on a given number of ranks: every violation at once, by arithmetic alone.
 
 The launch constraints are InternEvo's where they follow from what is computed. Those that follow from how InternEvo
-computes it are not taken over: ``use_flash_attn == use_packed_dataset``, unpacked data for isp on some devices and
-for 2-D sequence parallelism (kernels are resolved by what they support); selective recomputation only with isp;
-overlap and sharding limits of mixture of experts and of zero-bubble schedules; ``interleaved_overlap`` for
-interleaved schedules; isp overlap only for listed model classes; ramp-up steps in multiples of ``micro_bsz`` that
+computes it are not taken over: that packed data and the model's attention switch go together, unpacked data for isp
+on some devices and for 2-D sequence parallelism (kernels are resolved by what they support); selective recomputation
+only with isp; overlap and sharding limits of mixture of experts and of zero-bubble schedules; ``interleaved_overlap``
+for interleaved schedules; isp overlap only for listed model classes; ramp-up steps in multiples of ``micro_bsz`` that
 end exactly at the full size (the ramp counts packs and stops at the full size).
 """
 

@@ -8,7 +8,6 @@ Shapes: T tokens of one micro-batch. A dense batch ``[b, s]`` is the case of ``b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 from torch import Tensor
 
@@ -33,11 +32,6 @@ class MicroBatch:
     cu_seqlens: tuple[int, ...]
     types_T: Tensor | None = None
     type_names: tuple[str, ...] = ()
-
-    @property
-    def max_seqlen(self) -> int:
-        """Tokens of the longest span."""
-        return max(stop - start for start, stop in pairwise(self.cu_seqlens))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
@@ -81,13 +82,13 @@ class RankPool:
         self._calls += 1
         store = str(Path(self._folder.name) / f"store-{self._calls}")
         message = pickle.dumps((function, args, kwargs, store, timeout))
-        try:
+        with ExitStack() as unless_all_returned:
+            unless_all_returned.callback(self._end)
             for connection in self._connections:
                 connection.send_bytes(message)
-            return self._collect(time.monotonic() + timeout)
-        except BaseException:
-            self._end()
-            raise
+            results = self._collect(time.monotonic() + timeout)
+            unless_all_returned.pop_all()
+        return results
 
     def close(self) -> None:
         """End the processes."""
