@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from evocore.config import LoadedConfig
+    from evocore.parallel.launch import LaunchEnvironment
 
 
 def train(
@@ -19,7 +23,6 @@ def train(
     host: Annotated[str | None, typer.Option(help="Address of rank 0, over what the launcher says.")] = None,
     port: Annotated[int | None, typer.Option(help="Port of rank 0, over what the launcher says.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and data order, over the config.")] = None,
-    announce: Annotated[bool, typer.Option(hidden=True, help="Print the run's folder at the end.")] = True,
 ) -> int:
     """Train the model of a config; prints the run's folder."""
     from evocore.config import load_config
@@ -30,11 +33,17 @@ def train(
         command = ["train", "--config", str(config), "--launcher", "torch"]
         command += [word for text in sets for word in ("--set", text)]
         command += [] if backend is None else ["--backend", backend]
-        command += [] if announce else ["--no-announce"]
         command += [] if seed is None else ["--seed", str(seed)]
         return start_ranks(command, nproc)
     launch = detect_launch(launcher, host=host, port=port)
+    code, folder = train_here(loaded, launch, backend)
+    if launch.rank == 0:
+        print(folder)
+    return code
 
+
+def train_here(loaded: LoadedConfig, launch: LaunchEnvironment, backend: str | None) -> tuple[int, Path]:
+    """Train as this one rank, watched as people expect; the exit code and the run's folder."""
     from evocore.observe.default import default_observers
     from evocore.parallel.processes import STOPPED
     from evocore.plugins.manager import load_plugins
@@ -43,9 +52,7 @@ def train(
 
     observers = default_observers() if launch.rank == 0 else []
     ending, folder = run_training(loaded, load_plugins(), launch, backend=backend, observers=observers)
-    if launch.rank == 0 and announce:
-        print(folder)
-    return STOPPED if ending is Ending.STOPPED else 0
+    return STOPPED if ending is Ending.STOPPED else 0, folder
 
 
 def start_ranks(command: list[str], nproc: int) -> int:
