@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -311,5 +312,11 @@ def test_adamw_is_as_good_as_the_plain_reference(kernel: Kernel, dtype: torch.dt
 
 
 @pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel.op == "adamw"], ids=_name)
-def test_adamw_of_nothing(kernel: Kernel):
-    kernel.load()([], [], [], [], step=1, lr=0.1, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+def test_adamw_passes_over_what_is_empty(kernel: Kernel):
+    step = partial(kernel.load(), step=1, lr=0.1, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1)
+    alone, beside = ([torch.ones(3), torch.full((3,), 0.5), torch.zeros(3), torch.zeros(3)] for _ in range(2))
+    step(*[[] for _ in range(4)])
+    step(*[[tensor] for tensor in alone])
+    step(*[[torch.empty(0), tensor] for tensor in beside])
+    assert all(torch.equal(a, b) for a, b in zip(alone, beside, strict=True))
+    assert torch.allclose(alone[0], torch.tensor(1 - 0.1 * 0.1 - 0.1))  # decay, then one step of the learning rate

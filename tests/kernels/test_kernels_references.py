@@ -27,7 +27,7 @@ from evocore.ops.attention import CuSeqlens
 from evocore.ops.kernel import Kernel
 
 
-def close(found: Tensor, expected: Tensor) -> None:
+def assert_close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
@@ -65,26 +65,26 @@ def dense_attention(
 @pytest.mark.parametrize("case", [case for case in cases("attention") if case.small], ids=str)
 def test_attention_is_a_masked_softmax_over_all_pairs(case: Case):
     example = case.make(torch.float64)
-    close(attention(*example.inputs, **example.options), dense_attention(*example.inputs, **example.options))
+    assert_close(attention(*example.inputs, **example.options), dense_attention(*example.inputs, **example.options))
 
 
 def test_rms_norm_and_its_offset(randn):
     x_TD, weight_D = randn(5, 12), randn(12)
-    close(rms_norm(x_TD, weight_D, eps=1e-3), F.rms_norm(x_TD, (12,), weight_D, 1e-3))
-    close(rms_norm(x_TD, weight_D, eps=1e-3, unit_offset=True), F.rms_norm(x_TD, (12,), weight_D + 1, 1e-3))
+    assert_close(rms_norm(x_TD, weight_D, eps=1e-3), F.rms_norm(x_TD, (12,), weight_D, 1e-3))
+    assert_close(rms_norm(x_TD, weight_D, eps=1e-3, unit_offset=True), F.rms_norm(x_TD, (12,), weight_D + 1, 1e-3))
 
 
 def test_add_rms_norm_is_the_sum_and_its_norm(randn):
     x_TD, residual_TD, weight_D = randn(5, 12), randn(5, 12), randn(12)
     y_TD, s_TD = add_rms_norm(x_TD, residual_TD, weight_D, eps=1e-3)
-    close(s_TD, x_TD + residual_TD)
-    close(y_TD, F.rms_norm(x_TD + residual_TD, (12,), weight_D, 1e-3))
+    assert_close(s_TD, x_TD + residual_TD)
+    assert_close(y_TD, F.rms_norm(x_TD + residual_TD, (12,), weight_D, 1e-3))
 
 
 def test_layer_norm_with_and_without_bias(randn):
     x_TD, weight_D, bias_D = randn(5, 12) + 3, randn(12), randn(12)
     for bias in (None, bias_D):
-        close(layer_norm(x_TD, weight_D, bias, eps=1e-3), F.layer_norm(x_TD, (12,), weight_D, bias, 1e-3))
+        assert_close(layer_norm(x_TD, weight_D, bias, eps=1e-3), F.layer_norm(x_TD, (12,), weight_D, bias, 1e-3))
 
 
 @pytest.mark.parametrize("interleaved", (False, True))
@@ -98,7 +98,7 @@ def test_rotary_is_a_complex_product(randn, interleaved: bool, width: int, pairs
     turned = torch.complex(x_TNH[..., first], x_TNH[..., second]) * torch.exp(1j * angles_TP)[:, None]
     expected_TNH = x_TNH.clone()
     expected_TNH[..., first], expected_TNH[..., second] = turned.real, turned.imag
-    close(rotary(x_TNH, angles_TP.cos(), angles_TP.sin(), interleaved=interleaved), expected_TNH)
+    assert_close(rotary(x_TNH, angles_TP.cos(), angles_TP.sin(), interleaved=interleaved), expected_TNH)
 
 
 @settings(deadline=None, max_examples=30)
@@ -116,14 +116,14 @@ def test_rotary_keeps_norms(tokens: int, heads: int, pairs: int, rest: int, inte
     angles_TP = 100 * torch.randn(tokens, pairs, generator=generator, dtype=torch.float64)
     for kernel in (kernel for kernel in KERNELS if kernel.op == "rotary"):
         out_TNH = kernel.load()(x_TNH, angles_TP.cos(), angles_TP.sin(), interleaved=interleaved)
-        close(out_TNH.norm(dim=-1), x_TNH.norm(dim=-1))
+        assert_close(out_TNH.norm(dim=-1), x_TNH.norm(dim=-1))
 
 
 def test_gated_units(randn):
     gate_TF, up_TF = 3 * randn(5, 12), randn(5, 12)
-    close(swiglu(gate_TF, up_TF), F.silu(gate_TF) * up_TF)
-    close(geglu(gate_TF, up_TF), F.gelu(gate_TF, approximate="tanh") * up_TF)
-    close(geglu(gate_TF, up_TF, approximate="none"), F.gelu(gate_TF) * up_TF)
+    assert_close(swiglu(gate_TF, up_TF), F.silu(gate_TF) * up_TF)
+    assert_close(geglu(gate_TF, up_TF), F.gelu(gate_TF, approximate="tanh") * up_TF)
+    assert_close(geglu(gate_TF, up_TF, approximate="none"), F.gelu(gate_TF) * up_TF)
 
 
 @pytest.mark.parametrize("smoothing", (0.0, 0.15))
@@ -131,20 +131,22 @@ def test_cross_entropy_with_ignored_labels_weights_and_z_loss(randn, smoothing: 
     logits_TV, labels_T, weights_T = 3 * randn(6, 9), torch.tensor([0, -100, 8, 3, -100, 3]), randn(6).abs()
     expected_T = F.cross_entropy(logits_TV, labels_T, reduction="none", label_smoothing=smoothing)
     plain = cross_entropy(logits_TV, labels_T, label_smoothing=smoothing)
-    close(plain.loss_T, expected_T)
-    close(plain.total, expected_T.sum())
-    close(cross_entropy(logits_TV, labels_T, weights_T, label_smoothing=smoothing).total, expected_T @ weights_T)
+    assert_close(plain.loss_T, expected_T)
+    assert_close(plain.total, expected_T.sum())
+    assert_close(
+        cross_entropy(logits_TV, labels_T, weights_T, label_smoothing=smoothing).total, expected_T @ weights_T
+    )
     assert plain.loss_T[1] == plain.loss_T[4] == 0
     with_z = cross_entropy(logits_TV, labels_T, weights_T, label_smoothing=smoothing, z_loss=0.01)
     z_T = 0.01 * logits_TV.exp().sum(-1).log() ** 2 * torch.tensor([1, 0, 1, 1, 0, 1])
-    close(with_z.loss_T, expected_T + z_T)
-    close(with_z.total, (expected_T + z_T) @ weights_T)
+    assert_close(with_z.loss_T, expected_T + z_T)
+    assert_close(with_z.total, (expected_T + z_T) @ weights_T)
 
 
 def test_cross_entropy_ignores_the_index_it_is_told(randn):
     logits_TV, labels_T = randn(4, 5), torch.tensor([2, 4, 2, 0])
     expected_T = F.cross_entropy(logits_TV, labels_T, reduction="none", ignore_index=2)
-    close(cross_entropy(logits_TV, labels_T, ignore_index=2).loss_T, expected_T)
+    assert_close(cross_entropy(logits_TV, labels_T, ignore_index=2).loss_T, expected_T)
 
 
 def test_cross_entropy_counts_what_is_right():
@@ -160,7 +162,7 @@ def test_linear_cross_entropy_is_the_loss_of_the_logits(randn):
     for found, value in zip(linear_cross_entropy(hidden_TD, weight_VD, labels_T, **options), expected, strict=True):
         torch.testing.assert_close(found, value)
     unsmoothed_T = F.cross_entropy(hidden_TD @ weight_VD.T, labels_T, reduction="none")
-    close(linear_cross_entropy(hidden_TD, weight_VD, labels_T).loss_T, unsmoothed_T)
+    assert_close(linear_cross_entropy(hidden_TD, weight_VD, labels_T).loss_T, unsmoothed_T)
 
 
 def test_adamw_is_that_of_pytorch():
@@ -175,9 +177,9 @@ def test_adamw_is_that_of_pytorch():
         optimizer.step()
         adamw(params, grads, exp_avgs, exp_avg_sqs, step=step, lr=0.05, beta1=0.8, beta2=0.95, **options)
     for ours, expected, m, v in zip(params, theirs, exp_avgs, exp_avg_sqs, strict=True):
-        close(ours, expected.detach())
-        close(m, optimizer.state[expected]["exp_avg"])
-        close(v, optimizer.state[expected]["exp_avg_sq"])
+        assert_close(ours, expected.detach())
+        assert_close(m, optimizer.state[expected]["exp_avg"])
+        assert_close(v, optimizer.state[expected]["exp_avg_sq"])
 
 
 @settings(deadline=None, max_examples=30)
@@ -211,7 +213,7 @@ def test_packed_documents_do_not_see_each_other(
                 k_documents=CuSeqlens.of([0, k_end - k_start]),
                 **options,
             )
-            close(packed_TNH[start:end], alone_TNH)
+            assert_close(packed_TNH[start:end], alone_TNH)
 
 
 def _numeric() -> list[object]:

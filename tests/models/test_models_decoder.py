@@ -47,7 +47,7 @@ def loss_and_gradients(model, tokens, positions, documents):
     return total.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-def close(actual, expected, tolerance=1e-5):
+def assert_close(actual, expected, tolerance=1e-5):
     assert (actual - expected).norm() <= tolerance * expected.norm() + 1e-9
 
 
@@ -82,15 +82,15 @@ def test_llama_equals_transformers_in_logits_and_gradients():
 
     logits = ours.logits(ours(tokens, positions, documents))
     expected = theirs(tokens.view(3, 17)).logits.flatten(0, 1)
-    close(logits, expected)
+    assert_close(logits, expected)
 
     loss, gradients = loss_and_gradients(ours, tokens, positions, documents)
     their_loss = F.cross_entropy(expected, tokens.roll(-1))
     their_loss.backward()
-    close(loss, their_loss.detach())
+    assert_close(loss, their_loss.detach())
     their_gradients = dict(theirs.named_parameters())
     for name, gradient in gradients.items():
-        close(gradient, their_gradients[mapped[name]].grad)
+        assert_close(gradient, their_gradients[mapped[name]].grad)
 
 
 def plain_internlm2(
@@ -154,10 +154,10 @@ def test_internlm2_equals_its_layout_written_out(options):
     )
     expected = F.cross_entropy(logits, tokens.roll(-1))
     expected.backward()
-    close(loss, expected.detach())
-    close(model.logits(model(tokens, positions, documents)), logits)
+    assert_close(loss, expected.detach())
+    assert_close(model.logits(model(tokens, positions, documents)), logits)
     for name, gradient in gradients.items():
-        close(gradient, weights[name].grad)
+        assert_close(gradient, weights[name].grad)
 
 
 def test_fused_projections_are_the_separate_ones_stacked():
@@ -176,7 +176,7 @@ def test_fused_projections_are_the_separate_ones_stacked():
     separate.load_state_dict(weights)
     batch = packed([9, 14])
 
-    close(fused(*batch), separate(*batch))
+    assert_close(fused(*batch), separate(*batch))
 
 
 def test_recomputation_changes_nothing():
@@ -202,10 +202,10 @@ def test_every_parameter_has_a_gradient_with_the_reference_kernels():
     loss, gradients = loss_and_gradients(reference, *batch)
     loss_fast, gradients_fast = loss_and_gradients(fast, *batch)
 
-    close(loss_fast, loss)
+    assert_close(loss_fast, loss)
     for name, gradient in gradients.items():
         assert gradient.abs().sum() > 0, name
-        close(gradients_fast[name], gradient)
+        assert_close(gradients_fast[name], gradient)
 
 
 def test_bfloat16_keeps_residual_and_norms_in_float32_if_asked():
@@ -218,7 +218,7 @@ def test_bfloat16_keeps_residual_and_norms_in_float32_if_asked():
 
     assert hidden.dtype == torch.bfloat16 and model.norm.weight.dtype == torch.float32
     assert model.layers[0].attention.wq.weight.dtype == torch.bfloat16
-    close(hidden.float(), exact(*batch), tolerance=0.03)
+    assert_close(hidden.float(), exact(*batch), tolerance=0.03)
 
 
 def test_embedding_gradient_is_scaled():
@@ -229,9 +229,9 @@ def test_embedding_gradient_is_scaled():
         loss_and_gradients(model, *batch) for model in (plain, scaled)
     )
 
-    close(loss_scaled, loss)
-    close(gradients_scaled["tok_embeddings.weight"], 0.25 * gradients["tok_embeddings.weight"])
-    close(gradients_scaled["output.weight"], gradients["output.weight"])
+    assert_close(loss_scaled, loss)
+    assert_close(gradients_scaled["tok_embeddings.weight"], 0.25 * gradients["tok_embeddings.weight"])
+    assert_close(gradients_scaled["output.weight"], gradients["output.weight"])
 
 
 def test_cache_gives_the_hidden_states_of_the_whole_pass():
@@ -247,8 +247,8 @@ def test_cache_gives_the_hidden_states_of_the_whole_pass():
         a = model(tokens[first], positions[first], CuSeqlens.of([0, 3, 7]), cache)
         b = model(tokens[rest], positions[rest], CuSeqlens.of([0, 4, 12]), cache)
 
-    close(a, whole[first].detach())
-    close(b, whole[rest].detach())
+    assert_close(a, whole[first].detach())
+    assert_close(b, whole[rest].detach())
     with pytest.raises(ValueError, match="do not fit a cache of 12"):
         model(tokens[:2], positions[:2], CuSeqlens.of([0, 1, 2]), cache)
 

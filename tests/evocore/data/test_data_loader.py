@@ -138,3 +138,4 @@ def test_a_loader_that_is_dropped_takes_its_thread_along():
     gc.collect()
 
     wait_until(lambda: not data_threads())
+    assert not data_threads()
