@@ -8,6 +8,7 @@ Shapes: T tokens of one micro-batch. A dense batch ``[b, s]`` is the case of ``b
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -32,6 +33,11 @@ class MicroBatch:
     cu_seqlens: tuple[int, ...]
     types_T: Tensor | None = None
     type_names: tuple[str, ...] = ()
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each attention span."""
+        return [end - start for start, end in pairwise(self.cu_seqlens)]
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def _length_filter(config: Config) -> LengthFilter:
 
 def _pack(config: Config, documents: Documents, *, seed: int | None, keep_tail: bool) -> Packing:
     data = config.data
-    kind: type[PaddedRows] | type[WindowPacking] | type[DocumentPacking]
+    kind: type[Packing]
     if not data.use_packed_dataset:
         kind = PaddedRows
     else:

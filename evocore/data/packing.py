@@ -25,13 +25,41 @@ _TOKENS_AT_ONCE = 1 << 15  # of which text and arrays fit the cache
 
 
 class Packing(ABC):
-    """Numbered packs, each one micro-batch of ``packed_length`` tokens."""
+    """Numbered packs, each one micro-batch of ``packed_length`` tokens.
 
-    def __init__(self, packed_length: int) -> None:
-        self._packed_length = packed_length
+    Args:
+        seed: order of the documents; None for that of the files.
+        keep_tail: make a last pack of what is left, filled up with tokens 0 without target; else it is dropped.
+        vocab_size: ids are checked against it if given.
+    """
+
+    _kind: int  # sets the fingerprints of the ways of packing apart
+
+    def __init__(
+        self,
+        documents: Documents,
+        *,
+        seq_len: int,
+        micro_bsz: int,
+        seed: int | None,
+        keep_tail: bool = False,
+        vocab_size: int | None = None,
+    ) -> None:
+        self._documents = OrderedDocuments(documents, seed, vocab_size)
+        self._seq_len, self._rows, self._packed_length = seq_len, micro_bsz, seq_len * micro_bsz
+        amount, per_pack = self._extent()
+        self._count = -(-amount // per_pack) if keep_tail else amount // per_pack
+
+    def __len__(self) -> int:
+        return self._count
+
+    def fingerprint(self) -> int:
+        """31 bits that differ if the packs do: a resumed run compares them."""
+        return self._documents.fingerprint(self._kind, self._seq_len, self._packed_length)
 
     @abstractmethod
-    def __len__(self) -> int: ...
+    def _extent(self) -> tuple[int, int]:
+        """How much there is to pack, and how much of it fills a pack: tokens, or documents."""
 
     @abstractmethod
     def _read(self, numbers: Sequence[int]) -> list[MicroBatch]: ...
@@ -39,10 +67,6 @@ class Packing(ABC):
     @abstractmethod
     def filler(self) -> MicroBatch:
         """A micro-batch of the usual shape without any target."""
-
-    @abstractmethod
-    def fingerprint(self) -> int:
-        """31 bits that differ if the packs do: a resumed run compares them."""
 
     def read(self, numbers: Sequence[int]) -> list[MicroBatch]:
         """The packs of these numbers. A few at a time cost less than one by one.

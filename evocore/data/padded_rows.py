@@ -7,38 +7,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from evocore.data.batch import MicroBatch
-from evocore.data.documents import IGNORE_INDEX, Documents, Fragment
-from evocore.data.packing import OrderedDocuments, Packing, cuts, make_micro_batch
+from evocore.data.documents import IGNORE_INDEX, Fragment
+from evocore.data.packing import Packing, cuts, make_micro_batch
 
 
 class PaddedRows(Packing):
     """``use_packed_dataset=False``: ``micro_bsz`` rows of ``seq_len`` tokens with one document each.
 
     Longer documents are cut (the last label is the true next token), shorter ones filled with tokens 0 and labels
-    -100; the padding belongs to the span of its row. Arguments as for the packed forms.
+    -100; the padding belongs to the span of its row.
     """
 
-    def __init__(
-        self,
-        documents: Documents,
-        *,
-        seq_len: int,
-        micro_bsz: int,
-        seed: int | None,
-        keep_tail: bool = False,
-        vocab_size: int | None = None,
-    ) -> None:
-        super().__init__(seq_len * micro_bsz)
-        self._documents = OrderedDocuments(documents, seed, vocab_size)
-        self._seq_len, self._rows = seq_len, micro_bsz
-        whole, rest = divmod(len(self._documents.lengths), micro_bsz)
-        self._count = whole + (1 if keep_tail and rest else 0)
+    _kind = 3
 
-    def __len__(self) -> int:
-        return self._count
-
-    def fingerprint(self) -> int:
-        return self._documents.fingerprint(3, self._seq_len, self._rows)
+    def _extent(self) -> tuple[int, int]:
+        return len(self._documents.lengths), self._rows
 
     def filler(self) -> MicroBatch:
         return self._rows_of([])

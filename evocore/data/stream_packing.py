@@ -13,43 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocore.data.batch import MicroBatch
-from evocore.data.documents import IGNORE_INDEX, Documents, Fragment
-from evocore.data.packing import OrderedDocuments, Packing, cuts, make_micro_batch, total
+from evocore.data.documents import IGNORE_INDEX, Fragment
+from evocore.data.packing import Packing, cuts, make_micro_batch, total
 
 
 class _StreamPacking(Packing):
-    """What both ways of packing a stream share.
+    """What both ways of packing a stream share."""
 
-    Args:
-        seed: order of the documents; None for that of the files.
-        keep_tail: make a last pack of what is left, filled up with tokens 0 without target; else it is dropped.
-        vocab_size: ids are checked against it if given.
-    """
-
-    _kind: int  # sets the fingerprints of the ways of packing apart
-
-    def __init__(
-        self,
-        documents: Documents,
-        *,
-        seq_len: int,
-        micro_bsz: int,
-        seed: int | None,
-        keep_tail: bool = False,
-        vocab_size: int | None = None,
-    ) -> None:
-        super().__init__(seq_len * micro_bsz)
-        self._documents = OrderedDocuments(documents, seed, vocab_size)
-        self._seq_len = seq_len
+    def _extent(self) -> tuple[int, int]:
         self._ends = np.cumsum(self._documents.lengths, dtype=np.int64)
-        whole, rest = divmod(int(self._ends[-1]), self._packed_length)
-        self._count = whole + (1 if keep_tail and rest else 0)
-
-    def __len__(self) -> int:
-        return self._count
-
-    def fingerprint(self) -> int:
-        return self._documents.fingerprint(self._kind, self._seq_len, self._packed_length)
+        return int(self._ends[-1]), self._packed_length
 
     def filler(self) -> MicroBatch:
         return self._assemble([], np.empty(0, np.int64), np.empty(0, np.int64), [])

@@ -40,6 +40,11 @@ class CuSeqlens:
         """Build both forms from host numbers that start with 0."""
         return cls(tuple(host), torch.tensor(host, dtype=torch.int32, device=device))
 
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each document."""
+        return [end - start for start, end in pairwise(self.host)]
+
     @property
     def total(self) -> int:
         """Number of tokens."""
@@ -48,7 +53,7 @@ class CuSeqlens:
     @cached_property
     def longest(self) -> int:
         """Length of the longest document."""
-        return max((end - start for start, end in pairwise(self.host)), default=0)
+        return max(self.lengths, default=0)
 
 
 class Attention(Protocol):

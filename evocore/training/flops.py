@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from evocore.nn.family import AttentionShape, LanguageModel
 
@@ -46,9 +45,8 @@ class FlopsCounter:
         self._shapes = model.attention_shapes()
         self._repeated_shapes = self._shapes[: model.recomputed_attention_layers()]
 
-    def training(self, cu_seqlens: Sequence[int]) -> Flops:
-        """Forward and backward of one micro-batch whose documents end at ``cu_seqlens[1:]``."""
-        lengths = [end - start for start, end in pairwise(cu_seqlens)]
+    def training(self, lengths: Sequence[int]) -> Flops:
+        """Forward and backward of one micro-batch with documents of these lengths."""
         forward = 2.0 * self._weights * sum(lengths) + _attention(self._shapes, lengths)
         repeated = 2.0 * self._repeated_weights * sum(lengths) + _attention(self._repeated_shapes, lengths)
         return Flops(3 * forward, 3 * forward + repeated)

@@ -87,10 +87,7 @@ class Throughput:
 
 def batch_figures(micro_batches: list[MicroBatch]) -> dict[str, int]:
     """How many documents the step holds on this rank, the longest, and the largest and smallest micro-batch."""
-    lengths = [
-        [end - start for start, end in zip(batch.cu_seqlens, batch.cu_seqlens[1:], strict=False)]
-        for batch in micro_batches
-    ]
+    lengths = [batch.lengths for batch in micro_batches]
     counts = [len(documents) for documents in lengths]
     return {
         "num_samples_in_batch": sum(counts),

@@ -86,7 +86,7 @@ class TrainStep:
             loss, labels_T, types_T = self._forward(batch, 1 / max(targets, 1), self._loss_options)
             (loss.total * loss_scale).backward()
             meter.add(loss, labels_T, types_T)
-            flops += self._flops.training(batch.cu_seqlens)
+            flops += self._flops.training(batch.lengths)
         for gradient in self._optimizer.gradients():
             self._ranks.sum(gradient)
         result = self._optimizer.step(lr=lr, beta2=beta2, loss_scale=loss_scale, clip=self._clip)

@@ -1,7 +1,6 @@
 """Packed documents as few dense batches: neighbours of equal length share one call."""
 
-from collections.abc import Iterator
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import NamedTuple
 
 from torch import Tensor
@@ -19,14 +18,10 @@ class Run(NamedTuple):
 
 def runs(q_documents: CuSeqlens, k_documents: CuSeqlens) -> list[Run]:
     """The documents in their order; a dense batch is a single run."""
-    shapes = zip(_lengths(q_documents), _lengths(k_documents), strict=True)
+    shapes = zip(q_documents.lengths, k_documents.lengths, strict=True)
     return [Run(len(list(same)), *shape) for shape, same in groupby(shapes)]
 
 
 def heads_first(x_TNH: Tensor, count: int) -> Tensor:
     """View a run's tokens as ``[count, N, tokens, H]``, whatever their strides."""
     return x_TNH.unflatten(0, (count, -1)).transpose(1, 2) if x_TNH.shape[0] else x_TNH[None].transpose(1, 2)
-
-
-def _lengths(documents: CuSeqlens) -> Iterator[int]:
-    return (end - start for start, end in pairwise(documents.host))

@@ -44,9 +44,8 @@ class KeyValueCache:
         Raises:
             ValueError: if a sequence would outgrow the capacity.
         """
-        added = [end - start for start, end in pairwise(new.host)]
         self._starts = self.lengths
-        self.lengths = [length + more for length, more in zip(self._starts, added, strict=True)]
+        self.lengths = [length + more for length, more in zip(self._starts, new.lengths, strict=True)]
         if max(self.lengths) > self.capacity:
             raise ValueError(f"{max(self.lengths)} tokens do not fit a cache of {self.capacity}")
         ends = [0]
