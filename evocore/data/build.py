@@ -10,12 +10,12 @@ from evocore.data.documents import Documents
 from evocore.data.loader import TrainLoader
 from evocore.data.packing import Packing
 from evocore.data.padded_rows import PaddedRows
-from evocore.data.permutation import derive_seed
 from evocore.data.random_documents import RandomDocuments
 from evocore.data.sampler import RampUp, Sampler, SkipBatches
 from evocore.data.stream_packing import DocumentPacking, WindowPacking
 from evocore.data.tokenized import LengthFilter, TokenizedDocuments, require_bins
 from evocore.data.valid import ValidSet
+from evocore.seeds import derive_seed
 
 if TYPE_CHECKING:
     from evocore.config import Config

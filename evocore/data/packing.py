@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from evocore.data.batch import MicroBatch
 from evocore.data.documents import Documents, Fragment
-from evocore.data.permutation import Permutation, derive_seed
+from evocore.data.permutation import Permutation
 from evocore.errors import UserError
+from evocore.seeds import derive_seed
 
 _TOKENS_AT_ONCE = 1 << 15  # of which text and arrays fit the cache
 

@@ -7,10 +7,10 @@ when it is asked for.
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 from numpy.typing import NDArray
+
+from evocore.seeds import derive_seed
 
 _ROUNDS = 6
 _BLOCK = 1 << 14  # elements whose intermediate results fit the cache
@@ -25,12 +25,6 @@ def mix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     values *= np.uint64(0x94D049BB133111EB)
     values ^= values >> np.uint64(31)
     return values
-
-
-def derive_seed(*parts: int) -> int:
-    """One 64-bit seed out of several numbers, such as a seed and an epoch; all bits depend on every part."""
-    digest = hashlib.blake2b(",".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
 
 
 class Permutation:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from evocore.data.permutation import Permutation, derive_seed
+from evocore.data.permutation import Permutation
 from evocore.errors import UserError
+from evocore.seeds import derive_seed
 
 _BLOCK = 1024  # elements of the order that are computed at once
 

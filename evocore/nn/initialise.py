@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor, nn
 
 from evocore.nn.layers import Embedding, Linear, RMSNorm
+from evocore.seeds import derive_seed
 
 
 def initial_value(module: nn.Module, kind: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -27,8 +26,7 @@ def initial_value(module: nn.Module, kind: str, shape: tuple[int, ...], generato
 
 def generator_of(seed: int, name: str) -> torch.Generator:
     """The random stream of one parameter."""
-    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.Generator().manual_seed(derive_seed(seed, name) >> 1)
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from evocore.checkpoint.checkpointer import Checkpointer
 from evocore.data.batch import StepBatch
 from evocore.data.build import TrainLoader, ValidSet
 from evocore.ops.cross_entropy import IGNORE_INDEX
+from evocore.seeds import derive_seed
 from evocore.training.control import StopFile, StopFlag
 from evocore.training.metrics import Throughput, batch_figures, utilisation
 from evocore.training.observer import Observer
@@ -138,7 +138,7 @@ class Trainer:
     def _train(self, batch: StepBatch, agreed: _Agreement) -> None:
         progress, scale = self._progress, self._scale.scale
         lr, beta2 = self._lr(progress.steps), self._beta2(progress.steps)
-        self._backend.manual_seed(_step_seed(self._seed, progress.steps, self._ranks.rank))
+        self._backend.manual_seed(derive_seed(self._seed, progress.steps, self._ranks.rank) >> 1)
         start = time.perf_counter()
         outcome = self._step.train(batch.micro_batches, agreed.targets, lr=lr, beta2=beta2, loss_scale=scale)
         self._backend.synchronize(self._device)
@@ -204,8 +204,3 @@ class Trainer:
     def _tell(self, text: str) -> None:
         for observer in self._observers:
             observer.on_message(text)
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evocore.data.permutation import Permutation, derive_seed
+from evocore.data.permutation import Permutation
+from evocore.seeds import derive_seed
 
 
 @given(st.integers(1, 2000), st.integers(0, 2**64 - 1))
