@@ -153,7 +153,7 @@ INERT: dict[str, tuple[str, ...]] = {
         "grad_profiling",
     ),
     "rotary angles are computed for every position": ("model.max_position_embeddings",),
-    "every validation set is evaluated whole": ("data.valid_micro_num",),
+    "validation goes pack by pack": ("data.valid_micro_num",),
     "slow ranks are not diagnosed yet, and freeing memory is the backend's business": (
         "data.empty_cache_and_diag_interval",
         "data.diag_outlier_ratio",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import sys
 import time
@@ -29,13 +30,11 @@ class RunFolder:
     def config(self) -> Path:
         return self.path / "config.json"
 
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
     def write(self, name: str, content: Any) -> None:
-        """Write a JSON file of the run."""
-        (self.path / name).write_text(json.dumps(content, indent=1) + "\n")
+        """Write a JSON file of the run, all at once: a run that is killed leaves the old one or the new one."""
+        prepared = self.path / f".{name}.partial"
+        prepared.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(prepared, self.path / name)
 
     def set_status(self, state: str, step: int) -> None:
         """Record how the run stands: running, stopped or finished, and after which step."""
