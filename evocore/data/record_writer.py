@@ -9,6 +9,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from evocore.data.fixed_width import spell
 from evocore.data.records import meta_path
 
 _PART_BYTES = 1 << 30  # a file that reaches this is closed, so that datasets can be copied and read in parts
@@ -22,7 +23,10 @@ class Record(NamedTuple):
 
     @classmethod
     def of(cls, tokens: Sequence[int]) -> Record:
-        return cls(b'{"tokens": %s}\n' % str(list(tokens)).encode(), len(tokens))
+        inside = spell(tokens)
+        if inside is None:
+            inside = ", ".join(map(str, tokens)).encode()
+        return cls(b'{"tokens": [%s]}\n' % inside, len(tokens))
 
 
 class RecordWriter:

@@ -5,7 +5,8 @@ line, ..., number of tokens). InternEvo writes the rows as int32, which ends at 
 written. A negative token -t is the id t without loss, hence id 0 is never a target. A line may instead carry
 ``"loss_mask": [0, 1, ...]`` (one per token, 1 means loss), which wins over signs and sets no id apart.
 
-JSON is slow to parse, so lines in the plain spelling ``{"tokens": [...]}`` go round it: the numbers of many documents
+JSON is slow to parse, so most lines go round it. Those that evocore writes have their numbers at fixed places (see
+:mod:`evocore.data.fixed_width`); of others in the plain spelling ``{"tokens": [...]}`` the numbers of many documents
 pass through numpy's text scanner in one call. Every other spelling takes the exact path.
 """
 
@@ -20,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocore.data.documents import IGNORE_INDEX
+from evocore.data.fixed_width import WIDTH, parse
 from evocore.errors import UserError
 
-_HEAD, _TIGHT_HEAD = b'{"tokens": [', b'{"tokens":['
+_HEAD, _TIGHT_HEAD, _TAIL = b'{"tokens": [', b'{"tokens":[', b"]}\n"
 _COMMA = ord(",")
 _WINDOW = 1 << 16  # bytes searched at once for commas: fits the cache
 _SENTINEL = -7  # parsed after the last number: missing if the scanner stopped early
@@ -88,6 +90,19 @@ class TokenizedFile:
             # An empty file cannot be mapped; load_meta has made sure that it has no documents then.
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if len(self.offsets) else b""
         self._bytes = np.frombuffer(self._map, np.uint8)
+        sizes = np.diff(self.offsets, append=len(self._map))
+        self._may_be_fixed = sizes == WIDTH * self.counts + len(_HEAD) + len(_TAIL) - 2
+
+    def fixed(self, row: int, start: int, stop: int) -> bytes | None:
+        """The text of tokens ``start`` to ``stop`` (exclusive, at least one) if they may stand at fixed places."""
+        if not self._may_be_fixed[row]:
+            return None
+        offset = int(self.offsets[row])
+        first = offset + len(_HEAD)
+        last = first + WIDTH * int(self.counts[row]) - 2
+        if self._map[offset:first] != _HEAD or self._map[last : last + len(_TAIL)] != _TAIL:
+            return None
+        return self._map[first + WIDTH * start : first + WIDTH * stop - 2]
 
     def numbers(self, row: int, start: int, stop: int) -> bytes | None:
         """The text of tokens ``start`` to ``stop`` (exclusive, at least one); None if the line is not plain.
@@ -208,10 +223,16 @@ def read_fragments(
     Raises:
         UserError: if a line that holds one of them is not a valid record.
     """
+    count = sum([stop - start for _, _, start, stop in fragments])
+    fixed = [file.fixed(row, start, stop) for file, row, start, stop in fragments]
+    if None not in fixed:
+        ids = parse([text for text in fixed if text is not None], count)
+        if ids is not None:
+            return split_signs(ids)
     texts = [file.numbers(row, start, stop) for file, row, start, stop in fragments]
     plain = [text for text in texts if text is not None]
     if len(plain) == len(texts):
-        signed = scan_numbers(plain, sum(stop - start for _, _, start, stop in fragments))
+        signed = scan_numbers(plain, count)
         if signed is not None:
             return split_signs(signed)
     parts = []

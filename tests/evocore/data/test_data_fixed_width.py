@@ -1,0 +1,85 @@
+"""Numbers at fixed places: JSON to everybody, parsed by arithmetic, and never accepted in another spelling."""
+
+import json
+
+import pytest
+from data_files import write_bin
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evocore.data.fixed_width import parse, spell
+from evocore.data.record_writer import Record
+from evocore.data.records import TokenizedFile, read_fragments
+from evocore.errors import UserError
+
+SIX_PLACES = st.lists(st.one_of(st.integers(0, 999), st.integers(0, 999_999)), min_size=1, max_size=40)
+ANY = st.lists(st.integers(-1000, 2**31 - 1), min_size=1, max_size=20)
+
+
+@given(st.lists(SIX_PLACES, min_size=1, max_size=5))
+def test_what_is_spelt_is_json_and_comes_back(lists):
+    texts = [spell(tokens) for tokens in lists]
+
+    assert [json.loads(b"[%s]" % text) for text in texts] == lists
+    assert parse(texts, sum(map(len, lists))).tolist() == [token for tokens in lists for token in tokens]
+
+
+@pytest.mark.parametrize("tokens", [[], [5, -1], [1_000_000], [3, 2**31 - 1]])
+def test_what_does_not_fit_six_places_is_not_spelt(tokens):
+    assert spell(tokens) is None
+
+
+@settings(max_examples=300)
+@given(st.text(alphabet=" 0123456789,-.", min_size=6, max_size=6))
+def test_only_blanks_and_then_digits_are_accepted(places):
+    found = parse([places.encode()], 1)
+
+    digits = places.lstrip(" ")
+    assert (found is not None) == (digits.isdecimal() and digits.isascii())
+    if found is not None:
+        assert found.tolist() == [int(digits)]
+
+
+@pytest.mark.parametrize("text", [b"     1;      2", b"     1,     2", b"     1 ,     2", b"     1,      2,"])
+def test_other_separators_and_lengths_are_not_accepted(text):
+    assert parse([text], 2) is None
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.one_of(SIX_PLACES, ANY), st.booleans()), min_size=1, max_size=6), st.data())
+def test_files_may_mix_the_spellings(tmp_path_factory, documents, data):
+    lines = [
+        Record.of(tokens).line.decode().rstrip("\n") if ours else json.dumps({"tokens": tokens})
+        for tokens, ours in documents
+    ]
+    path = write_bin(tmp_path_factory.mktemp("mixed") / "a.bin", [tokens for tokens, _ in documents], lines=lines)
+    file = TokenizedFile(path)
+    fragments, expected = [], []
+    for row, (tokens, _) in enumerate(documents):
+        start = data.draw(st.integers(0, len(tokens) - 1))
+        stop = data.draw(st.integers(start + 1, len(tokens)))
+        fragments.append((file, row, start, stop))
+        expected += tokens[start:stop]
+
+    ids, targets = read_fragments(fragments)
+
+    assert ids.tolist() == [abs(token) for token in expected]
+    assert targets.tolist() == [token if token > 0 else -100 for token in expected]
+
+
+def test_a_line_of_the_right_length_in_another_spelling_is_read_as_what_it_is(bin_file):
+    line = '{"tokens": [1234567, 1,   2, 33333]}'
+    tokens = json.loads(line)["tokens"]
+    assert len(line) + 1 == len(Record.of([0] * 3).line)  # as many bytes as three numbers at fixed places take
+    path = bin_file("a.bin", [tokens[:3]], lines=[line])
+
+    with pytest.raises(UserError, match="4 tokens, but the .meta says 3"):
+        read_fragments([(TokenizedFile(path), 0, 0, 3)])
+
+
+def test_damage_in_a_line_at_fixed_places_is_named(bin_file):
+    line = Record.of([11, 22, 33]).line.decode().rstrip("\n").replace("    22", "  2 2 ")
+    path = bin_file("a.bin", [[11, 22, 33]], lines=[line])
+
+    with pytest.raises(UserError, match="line 1 at byte 0: not valid JSON"):
+        read_fragments([(TokenizedFile(path), 0, 0, 3)])
