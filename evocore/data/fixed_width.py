@@ -1,7 +1,8 @@
 """Tokens spelt at fixed places: plain JSON to everybody else, found by arithmetic and parsed in a few passes by us.
 
-Each id takes six places, filled up with spaces on the left, and ``", "`` follows it: ``     5,  12345, 654321``. JSON
-allows the spaces, so other readers see an ordinary list, while token ``i`` begins at byte ``8 i``.
+Each id takes six places, filled up with spaces on the left, and ``", "`` follows it, so token ``i`` begins at byte
+``8 i``: ``     5,  12345, 654321``. JSON allows the spaces, and other readers see an ordinary list. Two spaces in
+front of the list say that a line is of this kind: its length alone may be that of another spelling by chance.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+HEAD, TAIL = b'{"tokens":  [', b"]}\n"
+SEPARATOR = b", "
 PLACES, WIDTH = 6, 8
 LARGEST = 10**PLACES - 1
 _POWERS = 10 ** np.arange(PLACES - 1, -1, -1)
-_SEPARATOR = np.frombuffer(b", ", "<u2")[0]
+_SEPARATOR = np.frombuffer(SEPARATOR, "<u2")[0]
 
 # A pair of characters gives its value, times its power of 100, and above bit 20 how many of the two are blank: times
 # 1 in the first pair, 3 in the second, 9 in the third. The sum of flags shows whether blanks stand on the left only.
@@ -52,7 +55,7 @@ def spell(tokens: Sequence[int]) -> bytes | None:
 
 def parse(texts: list[bytes], count: int) -> NDArray[np.int64] | None:
     """All ``count`` ids of several insides; None unless each is spelt as :func:`spell` does it."""
-    data = b", ".join([*texts, b""])
+    data = SEPARATOR.join([*texts, b""])
     if len(data) != WIDTH * count:
         return None
     pairs = np.frombuffer(data, "<u2").reshape(count, WIDTH // 2)

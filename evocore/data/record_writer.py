@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from evocore.data.fixed_width import spell
+from evocore.data.fixed_width import HEAD, TAIL, spell
 from evocore.data.records import meta_path
 
 _PART_BYTES = 1 << 30  # a file that reaches this is closed, so that datasets can be copied and read in parts
@@ -24,9 +24,9 @@ class Record(NamedTuple):
     @classmethod
     def of(cls, tokens: Sequence[int]) -> Record:
         inside = spell(tokens)
-        if inside is None:
-            inside = ", ".join(map(str, tokens)).encode()
-        return cls(b'{"tokens": [%s]}\n' % inside, len(tokens))
+        if inside is not None:
+            return cls(HEAD + inside + TAIL, len(tokens))
+        return cls(b'{"tokens": [%s]}\n' % ", ".join(map(str, tokens)).encode(), len(tokens))
 
 
 class RecordWriter:

@@ -21,10 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocore.data.documents import IGNORE_INDEX
-from evocore.data.fixed_width import WIDTH, parse
+from evocore.data.fixed_width import HEAD, SEPARATOR, TAIL, WIDTH, parse
 from evocore.errors import UserError
 
-_HEAD, _TIGHT_HEAD, _TAIL = b'{"tokens": [', b'{"tokens":[', b"]}\n"
+_HEADS = (b'{"tokens": [', HEAD, b'{"tokens":[')
 _COMMA = ord(",")
 _WINDOW = 1 << 16  # bytes searched at once for commas: fits the cache
 _SENTINEL = -7  # parsed after the last number: missing if the scanner stopped early
@@ -91,18 +91,24 @@ class TokenizedFile:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if len(self.offsets) else b""
         self._bytes = np.frombuffer(self._map, np.uint8)
         sizes = np.diff(self.offsets, append=len(self._map))
-        self._may_be_fixed = sizes == WIDTH * self.counts + len(_HEAD) + len(_TAIL) - 2
+        self._may_be_fixed = sizes == len(HEAD) + WIDTH * self.counts - len(SEPARATOR) + len(TAIL)
 
     def fixed(self, row: int, start: int, stop: int) -> bytes | None:
-        """The text of tokens ``start`` to ``stop`` (exclusive, at least one) if they may stand at fixed places."""
+        """The text of tokens ``start`` to ``stop`` (exclusive, at least one); None if they are not at fixed places.
+
+        What stands before and behind them is checked here, what stands among them by ``fixed_width.parse``.
+        """
         if not self._may_be_fixed[row]:
             return None
         offset = int(self.offsets[row])
-        first = offset + len(_HEAD)
-        last = first + WIDTH * int(self.counts[row]) - 2
-        if self._map[offset:first] != _HEAD or self._map[last : last + len(_TAIL)] != _TAIL:
+        origin = offset + len(HEAD)
+        first, last = origin + WIDTH * start, origin + WIDTH * stop - len(SEPARATOR)
+        behind = TAIL if stop == self.counts[row] else SEPARATOR
+        if self._map[offset:origin] != HEAD or self._map[last : last + len(behind)] != behind:
             return None
-        return self._map[first + WIDTH * start : first + WIDTH * stop - 2]
+        if start and self._map[first - len(SEPARATOR) : first] != SEPARATOR:
+            return None
+        return self._map[first:last]
 
     def numbers(self, row: int, start: int, stop: int) -> bytes | None:
         """The text of tokens ``start`` to ``stop`` (exclusive, at least one); None if the line is not plain.
@@ -110,13 +116,11 @@ class TokenizedFile:
         The line is checked as far as it is read: its count is known to be right once its last token is.
         """
         offset = int(self.offsets[row])
-        head = self._map[offset : offset + len(_HEAD)]
-        if head == _HEAD:
-            first = offset + len(_HEAD)
-        elif head.startswith(_TIGHT_HEAD):
-            first = offset + len(_TIGHT_HEAD)
-        else:
+        begin = self._map[offset : offset + len(HEAD)]
+        head = next((head for head in _HEADS if begin.startswith(head)), None)
+        if head is None:
             return None
+        first = offset + len(head)
         last = self._map.find(b"]", first)
         # The first bracket has to close the line, or there is a further key, such as a loss mask.
         if last < 0 or self._map[last : last + 3] not in (b"]}\n", b"]}"):  # the latter at the end of the file

@@ -67,14 +67,23 @@ def test_files_may_mix_the_spellings(tmp_path_factory, documents, data):
     assert targets.tolist() == [token if token > 0 else -100 for token in expected]
 
 
-def test_a_line_of_the_right_length_in_another_spelling_is_read_as_what_it_is(bin_file):
-    line = '{"tokens": [1234567, 1,   2, 33333]}'
+@pytest.mark.parametrize(
+    ("line", "fragment", "expected"),
+    [
+        ('{"tokens":  [100000000, -1, -10000]}', (0, 1), [100000000]),  # the number goes on behind six places
+        ('{"tokens":  [-10000,  -1, 100000000]}', (2, 3), [100000000]),  # and begins before them
+        ('{"tokens":  [     1,      2, 3     ]}', (0, 3), [1, 2, 3]),
+        ('{"tokens":  [1, 1222222222, 3333333]}', (2, 3), [3333333]),
+    ],
+)
+def test_another_spelling_of_the_same_length_is_read_as_what_it_is(bin_file, line, fragment, expected):
     tokens = json.loads(line)["tokens"]
-    assert len(line) + 1 == len(Record.of([0] * 3).line)  # as many bytes as three numbers at fixed places take
-    path = bin_file("a.bin", [tokens[:3]], lines=[line])
+    line = line.replace("]", " " * (len(Record.of([0] * len(tokens)).line) - 1 - len(line)) + "]")
+    assert len(line) + 1 == len(Record.of([0] * len(tokens)).line)
+    file = TokenizedFile(bin_file("a.bin", [tokens], lines=[line]))
 
-    with pytest.raises(UserError, match="4 tokens, but the .meta says 3"):
-        read_fragments([(TokenizedFile(path), 0, 0, 3)])
+    ids, _ = read_fragments([(file, 0, *fragment)])
+    assert ids.tolist() == expected
 
 
 def test_damage_in_a_line_at_fixed_places_is_named(bin_file):

@@ -189,7 +189,7 @@ def test_nothing_is_overwritten(tmp_path, model):
 
 
 def test_large_datasets_are_written_in_parts(tmp_path):
-    with RecordWriter(tmp_path / "x", part_bytes=50) as writer:
+    with RecordWriter(tmp_path / "x", part_bytes=52) as writer:
         for number in range(1, 6):
             writer.append(Record.of(range(1, number + 1)))
 
