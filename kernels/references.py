@@ -14,6 +14,7 @@ FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 _FOLDERS = {
     "attention": "attention",
+    "attention_block": "attention",
     "rms_norm": "rms_norm",
     "add_rms_norm": "rms_norm",
     "layer_norm": "layer_norm",
@@ -21,8 +22,12 @@ _FOLDERS = {
     "swiglu": "swiglu",
     "geglu": "geglu",
     "cross_entropy": "cross_entropy",
+    "cross_entropy_shard": "cross_entropy",
     "linear_cross_entropy": "linear_cross_entropy",
     "adamw": "adamw",
+    "grouped_linear": "grouped_linear",
+    "moe_permute": "moe_permute",
+    "moe_unpermute": "moe_permute",
 }
 
 

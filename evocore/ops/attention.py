@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -92,6 +92,88 @@ class Attention(Protocol):
     ) -> Tensor: ...
 
 
+class AttentionForward(Protocol):
+    """Attention to one block of keys, with what is needed to merge it with that to other blocks.
+
+    Args:
+        as in ``Attention``.
+
+    Returns:
+        ``(out_TNH, lse_TN)``: the first as in ``Attention``; the second the logarithm of the sum of the exponentials of
+        a query's scores, ``scale`` and ``softcap`` applied, in float32 (float64 for float64); ``-inf`` for a query
+        that sees no key, whose output is 0. Neither is differentiable here: see ``AttentionBackward``.
+    """
+
+    def __call__(
+        self,
+        q_TNH: Tensor,
+        k_SKH: Tensor,
+        v_SKH: Tensor,
+        *,
+        q_documents: CuSeqlens,
+        k_documents: CuSeqlens,
+        causal: bool = True,
+        window: int | None = None,
+        softcap: float | None = None,
+        scale: float | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
+
+
+class AttentionBackward(Protocol):
+    """Gradients of attention to one block of keys, given the output and log-sum-exp over *all* blocks.
+
+    With the probabilities ``exp(score - lse)`` of the whole row, each block's share of the gradients can be computed
+    without the other blocks (Dao, 2023, algorithm 2; Liu et al., 2023): the gradients of q add up over the blocks.
+
+    Args:
+        grad_TNH: gradient of the merged output.
+        q_TNH, k_SKH, v_SKH: of this block.
+        out_TNH, lse_TN: of the whole row, merged by ``merge_attention`` if there are several blocks.
+        others: as in ``Attention``.
+
+    Returns:
+        ``(grad_q_TNH, grad_k_SKH, grad_v_SKH)`` in the dtypes of q, k and v.
+    """
+
+    def __call__(
+        self,
+        grad_TNH: Tensor,
+        q_TNH: Tensor,
+        k_SKH: Tensor,
+        v_SKH: Tensor,
+        out_TNH: Tensor,
+        lse_TN: Tensor,
+        *,
+        q_documents: CuSeqlens,
+        k_documents: CuSeqlens,
+        causal: bool = True,
+        window: int | None = None,
+        softcap: float | None = None,
+        scale: float | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+class AttentionBlock(NamedTuple):
+    """Contract of ``attention_block``: what one step of ring attention needs of a device."""
+
+    forward: AttentionForward
+    backward: AttentionBackward
+
+
+def merge_attention(
+    out_TNH: Tensor, lse_TN: Tensor, other_TNH: Tensor, other_lse_TN: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Attention to two disjoint sets of keys from the attention to each, in the dtypes of the first pair.
+
+    A query that sees no key in one of them, or in either, is no special case.
+    """
+    lse = torch.logaddexp(lse_TN, other_lse_TN)
+    # Where both are -inf, so is their sum, and -inf - -inf is no number: the weights there do not matter.
+    base = lse.masked_fill(lse == -torch.inf, 0.0)
+    mine, theirs = (lse_TN - base).exp()[..., None], (other_lse_TN - base).exp()[..., None]
+    return (out_TNH * mine + other_TNH * theirs).to(out_TNH.dtype), lse
+
+
 @dataclass(frozen=True)
 class AttentionRequest(Request):
     """``heads`` is N, ``kv_heads`` is K, ``head_dim`` is H."""
@@ -106,3 +188,12 @@ class AttentionRequest(Request):
     @property
     def op(self) -> str:
         return "attention"
+
+
+@dataclass(frozen=True)
+class AttentionBlockRequest(AttentionRequest):
+    """As for ``attention``."""
+
+    @property
+    def op(self) -> str:
+        return "attention_block"

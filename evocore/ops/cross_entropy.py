@@ -62,6 +62,74 @@ class CrossEntropy(Protocol):
     ) -> TokenLoss: ...
 
 
+class ShardStatistics(NamedTuple):
+    """What one shard of the vocabulary contributes to the loss of a row; all ``[T]`` float32 (float64 for float64).
+
+    Attributes:
+        lse_T: logarithm of the sum of the exponentials of this shard's logits.
+        label_T: the label's logit, 0 where the label lies in another shard.
+        sum_T: sum of this shard's logits, for label smoothing.
+        largest_T: the largest of this shard's logits.
+    """
+
+    lse_T: Tensor
+    label_T: Tensor
+    sum_T: Tensor
+    largest_T: Tensor
+
+
+class ShardForward(Protocol):
+    """One pass over a shard's logits.
+
+    Args:
+        logits_TV: this shard's V of the vocabulary, any strides; not modified.
+        labels_T: int64 counted from this shard's first word; whatever lies outside ``[0, V)`` is in another shard or
+            ignored.
+    """
+
+    def __call__(self, logits_TV: Tensor, labels_T: Tensor) -> ShardStatistics: ...
+
+
+class ShardBackward(Protocol):
+    """Gradient of ``sum(scale_T * loss_T)`` with respect to a shard's logits.
+
+    ``scale * ((1 + 2 z lse) * exp(x - lse) - (1 - s) * [v is the label] - s / vocab)``, with s and z as in
+    ``CrossEntropy``.
+
+    Args:
+        logits_TV, labels_T: as in ``ShardForward``.
+        lse_T: over the whole vocabulary: ``logsumexp`` of the shards' ``lse_T``.
+        scale_T: float32 weight of each token times the incoming gradient; 0 where the label is ignored.
+        vocab: size of the whole vocabulary.
+        label_smoothing, z_loss: as in ``CrossEntropy``.
+
+    Returns:
+        ``[T, V]`` in the dtype of ``logits_TV``, contiguous.
+    """
+
+    def __call__(
+        self,
+        logits_TV: Tensor,
+        labels_T: Tensor,
+        lse_T: Tensor,
+        scale_T: Tensor,
+        *,
+        vocab: int,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+    ) -> Tensor: ...
+
+
+class CrossEntropyShard(NamedTuple):
+    """Contract of ``cross_entropy_shard``: the two halves of a loss whose vocabulary is split over ranks.
+
+    Between them the ranks exchange ``ShardStatistics``, four numbers per token.
+    """
+
+    forward: ShardForward
+    backward: ShardBackward
+
+
 class LinearCrossEntropy(Protocol):
     """``cross_entropy(hidden @ weight.T)`` in pieces: the ``[T, V]`` logits never exist as a whole.
 
@@ -98,6 +166,17 @@ class CrossEntropyRequest(Request):
     @property
     def op(self) -> str:
         return "cross_entropy"
+
+
+@dataclass(frozen=True)
+class CrossEntropyShardRequest(Request):
+    """``vocab`` is V, the size of one shard."""
+
+    vocab: int
+
+    @property
+    def op(self) -> str:
+        return "cross_entropy_shard"
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -26,10 +26,10 @@ class Request:
 
     def __str__(self) -> str:
         words = [str(self.dtype).removeprefix("torch.")]
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name != "dtype" and value is not None and value is not False:
-                words.append(field.name if value is True else f"{field.name}={value}")
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name != "dtype" and value is not None and value is not False:
+                words.append(entry.name if value is True else f"{entry.name}={value}")
         return " ".join(words)
 
 
@@ -45,7 +45,10 @@ class Kernel:
         op: name of the contract it fulfils, e.g. ``"rms_norm"``.
         provider: short name by which people force it, e.g. ``"native"``.
         devices: device types it runs on, e.g. ``{"cpu"}``.
-        target: ``"module:function"``, imported when it is first chosen.
+        target: ``"module:function"``, imported when it is first chosen. For a contract that is a pair of functions
+            it names the pair.
+        arguments: if given, the target is a maker: it is called once with these, e.g. a device's launch parameters,
+            and what it returns is the kernel.
         dtypes: dtypes of the activations it accepts.
         requires: PEP 508 requirements that must be installed, e.g. ``("some-package>=2.6",)``.
         supports: None if it can serve the request, otherwise the reason in a few words.
@@ -63,6 +66,7 @@ class Kernel:
     priority: int = 0
     evidence: str = ""
     deterministic: bool = True
+    arguments: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def why_not(self, request: Request, device: str) -> str | None:
         """The first reason why this kernel cannot serve ``request`` on ``device``, or None."""
@@ -74,12 +78,16 @@ class Kernel:
             missing = _why_unmet(text)
             if missing:
                 return missing
-        return self.supports(request)
+        try:
+            return self.supports(request)
+        except Exception as error:  # noqa: BLE001 - a stranger's check can raise anything; the table shows it
+            return f"its supports() raised {type(error).__name__}: {error}"
 
     def load(self) -> Callable[..., Any]:
-        """Import and return the function."""
+        """Import the target and return the kernel."""
         module, _, name = self.target.partition(":")
-        return getattr(import_module(module), name)  # type: ignore[no-any-return]
+        target = getattr(import_module(module), name)
+        return target if self.arguments is None else target(**self.arguments)  # type: ignore[no-any-return]
 
 
 @lru_cache(maxsize=256)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from evocore.errors import UserError
+from evocore.ops.contracts import check_contracts
 from evocore.ops.kernel import Kernel, Request
 
 ENVIRONMENT = "EVOCORE_KERNELS"
@@ -96,7 +97,12 @@ def forced_providers(config: Mapping[str, str], environment: str = "") -> dict[s
 
 
 def resolve(
-    requests: Iterable[Request], kernels: Iterable[Kernel], device: str, forced: Mapping[str, str] | None = None
+    requests: Iterable[Request],
+    kernels: Iterable[Kernel],
+    device: str,
+    forced: Mapping[str, str] | None = None,
+    *,
+    deterministic: bool = False,
 ) -> Resolution:
     """Choose the kernel of highest priority that can serve each request.
 
@@ -105,16 +111,18 @@ def resolve(
         kernels: every offer of every plug-in.
         device: device type of the chosen backend.
         forced: op -> provider, from the config or ``EVOCORE_KERNELS``; such a kernel serves or it is an error.
+        deterministic: leave out kernels that do not repeat themselves to the bit.
 
     Raises:
-        UserError: if a request finds no kernel, a forced one cannot serve, or a forced op or provider does not exist;
-            all such problems are named at once.
+        UserError: if a request finds no kernel, a forced one cannot serve, a forced op or provider does not exist, or
+            a plug-in offers a kernel for a contract that does not exist; all such problems are named at once.
     """
     offers, forced = list(kernels), forced or {}
+    check_contracts(offers)
     problems = _unknown(forced, offers)
     choices = []
     for request in dict.fromkeys(requests):
-        choice = _choose(request, offers, device, forced.get(request.op))
+        choice = _choose(request, offers, device, forced.get(request.op), deterministic)
         if isinstance(choice, str):
             problems.append(choice)
         else:
@@ -129,12 +137,16 @@ def resolve(
     return Resolution(device, tuple(choices))
 
 
-def _choose(request: Request, offers: list[Kernel], device: str, forced: str | None) -> Choice | str:
+def _choose(
+    request: Request, offers: list[Kernel], device: str, forced: str | None, deterministic: bool
+) -> Choice | str:
     usable: list[Kernel] = []
     rejected: list[tuple[Kernel, str]] = []
     candidates = [kernel for kernel in offers if kernel.op == request.op]
     for kernel in sorted(candidates, key=lambda kernel: (-kernel.priority, kernel.provider)):
         reason = kernel.why_not(request, device)
+        if reason is None and deterministic and not kernel.deterministic:
+            reason = "not deterministic, which the config asks for"
         if reason is None and forced is not None and kernel.provider != forced:
             reason = f"{forced} is forced"
         if reason is None:

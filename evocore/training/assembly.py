@@ -66,7 +66,9 @@ def make_plan(config: Config, registry: PluginRegistry, *, backend: str | None =
     model = family.build(config.model.model_dump(), numerics)
     forced = forced_providers(config.kernels, os.environ.get(ENVIRONMENT, ""))
     requests = [*model_requests(model), OPTIMIZER_REQUEST]
-    resolution = resolve(requests, registry.kernels(), chosen.device_type, forced)
+    resolution = resolve(
+        requests, registry.kernels(), chosen.device_type, forced, deterministic=config.cudnn_deterministic
+    )
     return Plan(chosen, source, family, numerics, resolution, model)
 
 
