@@ -99,8 +99,8 @@ class AttentionForward(Protocol):
         as in ``Attention``.
 
     Returns:
-        ``(out_TNH, lse_TN)``: the first as in ``Attention``; the second the logarithm of the sum of the exponentials of
-        a query's scores, ``scale`` and ``softcap`` applied, in float32 (float64 for float64); ``-inf`` for a query
+        ``(out_TNH, lse_TN)``: the first as in ``Attention``; the second the logarithm of the sum of the exponentials
+        of a query's scores, ``scale`` and ``softcap`` applied, in float32 (float64 for float64); ``-inf`` for a query
         that sees no key, whose output is 0. Neither is differentiable here: see ``AttentionBackward``.
     """
 
