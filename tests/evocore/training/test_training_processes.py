@@ -101,3 +101,16 @@ def test_killed_run_goes_on_from_its_last_checkpoint_exactly(corpus):
     assert code == 0 and "resumed from" in err
     assert finish(start(whole))[0] == 0
     assert exact(folder_of(corpus, "killed")) == exact(folder_of(corpus, "whole"))
+
+
+def test_ranks_that_would_run_other_kernels_stop_before_the_first_step_and_say_which(corpus):
+    config = write_config(corpus / "config.py", values(corpus, JOB_NAME="split"))
+    with config.open("a") as file:  # one machine of the cluster has another environment
+        file.write("import os\nkernels = dict(swiglu='reference') if os.environ.get('RANK') == '1' else {}\ndel os\n")
+
+    code, out, err = finish(start(config, "--nproc", "2"))
+
+    assert code == 2 and out == ""
+    assert "do not agree on kernel table" in err
+    assert "-swiglu" in err and "+swiglu" in err and "-> reference" in err and "Traceback" not in err
+    assert not list(corpus.glob("runs/split/*/metrics.jsonl"))
