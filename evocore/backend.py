@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
+import torch.distributed as dist
 
 from evocore.errors import UserError
 from evocore.ops.collectives import Collectives
@@ -173,6 +174,11 @@ class Backend:
         """The collectives of this device."""
         return Collectives()
 
+    def new_group(self, ranks: list[int]) -> dist.ProcessGroup:
+        """A process group of these global ranks; every process calls it, in the same order."""
+        group: dist.ProcessGroup = dist.new_group(ranks)
+        return group
+
     def pins_host_memory(self) -> bool:
         """Whether copies from pinned host memory run beside compute."""
         return True
@@ -219,10 +225,11 @@ def choose_backend(
 
     Raises:
         UserError: if the wanted name is unknown or not available, or nothing is; it lists what is and why not.
+            Also if two backends have the same name.
     """
     backends: dict[str, Backend] = {}
     reasons: dict[str, str | None] = {}
-    for offer in offers:
+    for offer in _without_namesakes(offers):
         status = probe(offer)
         reasons[status.name] = status.problem
         if status.backend is not None:
@@ -258,3 +265,19 @@ def choose_backend(
         )
     best = max(usable, key=lambda name: (backends[name].priority, name))
     return backends[best], "automatic"
+
+
+def _without_namesakes(offers: Iterable[type[Backend]]) -> list[type[Backend]]:
+    """The offers, refused if one name means two of them: which one a run got would be an accident."""
+    named: dict[str, type[Backend]] = {}
+    for offer in offers:
+        name = getattr(offer, "name", offer.__name__)
+        other = named.setdefault(name, offer)
+        if other is not offer:
+            classes = " and ".join(f"{one.__module__}.{one.__qualname__}" for one in (other, offer))
+            raise UserError(
+                f"two plug-ins bring a backend named {name!r}: {classes}",
+                "one backend of each name",
+                "block one of the plug-ins with EVOCORE_PLUGINS=no:NAME (`evocore doctor` lists them)",
+            )
+    return list(named.values())

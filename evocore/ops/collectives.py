@@ -40,6 +40,12 @@ class Finished:
 FINISHED = Finished()
 
 
+REDUCED = frozenset(
+    {torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.int8, torch.uint8}
+)
+"""What every library of PyTorch's own reduces."""
+
+
 class Collectives:
     """Collectives through ``torch.distributed``.
 
@@ -47,6 +53,10 @@ class Collectives:
         ValueError: by every method, before anything is sent, for sizes that do not fit together, an unknown ``op`` or
             an output with gaps.
     """
+
+    def dtypes(self) -> frozenset[torch.dtype]:
+        """What it can reduce: asked before a run starts, so that no rank waits for one that was refused."""
+        return REDUCED
 
     def all_reduce(
         self, tensor: Tensor, group: dist.ProcessGroup | None = None, *, op: str = "sum", asynchronous: bool = False

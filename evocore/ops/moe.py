@@ -40,14 +40,15 @@ def permutation_of(experts_TK: Tensor, experts: int) -> Permutation:
         experts_TK: int64 expert of each choice, -1 if it was dropped.
         experts: E.
     """
+    # The narrowest keys sort fastest: a radix sort takes a pass for each byte of them.
+    narrow = next(dtype for dtype in (torch.uint8, torch.int16, torch.int64) if experts <= torch.iinfo(dtype).max)
     flat = experts_TK.flatten()
-    flat = flat.where(flat >= 0, experts)
-    order = flat.argsort(stable=True)
-    row = torch.empty_like(order)
-    row[order] = torch.arange(len(order), device=order.device)
-    bounds = torch.arange(1, experts + 1, device=flat.device)
-    ends = torch.searchsorted(flat[order], bounds)  # the first row of the next expert
-    return Permutation(row.int().view(experts_TK.shape), order.int(), Groups(ends.int()))
+    keys, order = flat.where(flat >= 0, experts).to(narrow).sort(stable=True)
+    row = torch.empty_like(order, dtype=torch.int32)
+    row.scatter_(0, order, torch.arange(len(order), dtype=torch.int32, device=order.device))
+    bounds = torch.arange(1, experts + 1, dtype=narrow, device=keys.device)
+    ends = torch.searchsorted(keys, bounds, out_int32=True)  # the first row of the next expert
+    return Permutation(row.view(experts_TK.shape), order.int(), Groups(ends))
 
 
 class MoEPermute(Protocol):

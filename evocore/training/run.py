@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from evocore.backend import Backend
 from evocore.checkpoint.checkpointer import Checkpointer
 from evocore.config import Config, LoadedConfig, require_runnable, save_resolved
 from evocore.data.build import build_train_loader, build_valid_sets
@@ -57,6 +58,8 @@ def train(
     plan = make_plan(config, registry, backend=backend)
     families = {name for family in registry.models() for name in (family.name, *family.aliases)}
     require_runnable(config, world_size=launch.world_size, families=families)
+    if launch.world_size > 1:
+        _require_reductions(plan.backend, torch.float32)
     device = plan.backend.device(launch.local_rank)
     plan.backend.set_device(device)
     if config.cudnn_deterministic:
@@ -235,6 +238,21 @@ def _loss_scale(config: Config, dtype: torch.dtype) -> LossScale:
         hysteresis=settings.hysteresis,
         dynamic=needed,
     )
+
+
+def _require_reductions(backend: Backend, *dtypes: torch.dtype) -> None:
+    """Refuse a backend that cannot add up what ranks exchange.
+
+    Raises:
+        UserError: naming the dtypes that its collectives lack.
+    """
+    able = backend.collectives().dtypes()
+    if missing := [str(dtype).removeprefix("torch.") for dtype in dtypes if dtype not in able]:
+        raise UserError(
+            f"the collectives of backend {backend.name} cannot reduce {', '.join(missing)}",
+            "collectives that reduce gradients, losses and norms in the dtype in which they are summed",
+            "train in one process, choose another backend, or have its plug-in's collectives convert such tensors",
+        )
 
 
 def _tensorboard_folder(config: Config, folder: RunFolder) -> Path | None:

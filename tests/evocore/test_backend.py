@@ -57,6 +57,17 @@ def test_wanted_backend_that_is_not_to_be_had_lists_what_is(monkeypatch, by, nam
     assert "strange (PyTorch" in told.value.expected and "has no device 'hologram')" in told.value.expected
 
 
+def test_two_backends_of_one_name_are_refused_and_one_seen_twice_is_not():
+    class Namesake(Here):
+        name = "here"
+
+    assert choose_backend([Here, Here])[0].name == "here"
+    with pytest.raises(UserError, match="two plug-ins bring a backend named 'here'") as told:
+        choose_backend([Here, Namesake], flag="here")
+    assert f"{__name__}.Here and {__name__}." in told.value.wrong and "Namesake" in told.value.wrong
+    assert "EVOCORE_PLUGINS=no:NAME" in told.value.fix
+
+
 def test_nothing_available_is_an_error():
     with pytest.raises(UserError, match="no backend is available"):
         choose_backend([Better])

@@ -4,9 +4,17 @@ import json
 import math
 
 import pytest
+import torch
 from training_runs import VOCAB, figures, run, values, write_corpus
 
+from evocore import hookimpl
+from evocore.backends.cpu.device import CPUBackend
+from evocore.config import load_values
 from evocore.errors import UserError
+from evocore.ops.collectives import Collectives
+from evocore.parallel.launch import LaunchEnvironment
+from evocore.plugins.manager import load_plugins
+from evocore.training.run import train
 from evocore.training.trainer import Ending
 
 EXACT = ("step", "loss", "grad_norm", "lr", "num_consumed_tokens", "acc")
@@ -180,4 +188,27 @@ def test_everything_that_cannot_run_is_named_before_anything_is_written(corpus):
         run(config)
     for key in ("parallel.tensor.size", "model.drop_rate"):
         assert key in str(told.value)
+    assert not (corpus / "runs").exists()
+
+
+def test_a_backend_that_cannot_add_up_gradients_is_refused_before_any_rank_waits(corpus):
+    class Integers(Collectives):
+        def dtypes(self):
+            return frozenset({torch.int64})
+
+    class Poor(CPUBackend):
+        name, priority = "poor", 1000
+
+        def collectives(self):
+            return Integers()
+
+    class Plugin:
+        evocore_backends = staticmethod(hookimpl(lambda: [Poor]))
+
+    registry = load_plugins()
+    registry.register(Plugin, "poor")
+    config = load_values(values(corpus))
+
+    with pytest.raises(UserError, match="the collectives of backend poor cannot reduce float32"):
+        train(config, registry, LaunchEnvironment(rank=0, world_size=2), observers=[])
     assert not (corpus / "runs").exists()
