@@ -1,0 +1,1 @@
+"""Ascend NPUs (910B) as a device plug-in: device, collectives, kernels."""
