@@ -68,6 +68,7 @@ setup(
         "console_scripts": ["evocore = evocore.cli.main:main"],
         "evocore": [
             "cpu = evocore.backends.cpu.plugin",
+            "cuda = evocore.backends.cuda.plugin",
             "decoders = evocore.models.plugin",
         ],
     },

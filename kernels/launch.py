@@ -25,12 +25,26 @@ class Tiles:
 
 @dataclass(frozen=True)
 class AttentionTiles:
-    """Tiles of one attention kernel: ``queries x keys`` scores at a time."""
+    """Tiles of one attention kernel: ``queries x keys`` scores at a time; a unit holds so many ``programs`` of it."""
 
     queries: int
     keys: int
     warps: int
     stages: int
+    programs: int = 1
+
+
+@dataclass(frozen=True)
+class AttentionBackwardTiles:
+    """Tiles of the two kernels of the backward of attention.
+
+    Attributes:
+        for_queries: of the one that owns some queries, whose gradient it sums over blocks of keys.
+        for_keys: of the one that owns some keys and values, whose gradients it sums over blocks of queries.
+    """
+
+    for_queries: AttentionTiles
+    for_keys: AttentionTiles
 
 
 @dataclass(frozen=True)
@@ -43,7 +57,7 @@ class Launch:
         programs_per_unit: programs of a row or elementwise kernel that a unit holds at once.
         elements: of the tile of an elementwise kernel, a power of two.
         warps: elements of a tile -> warps of its program.
-        attention_forward, attention_backward: (head size, bytes per element) -> tiles.
+        attention_forward, attention_backward: (head size, bytes per element) -> tiles, powers of two from 16.
         matmul: (bytes per element) -> tiles of a matrix product.
     """
 
@@ -53,12 +67,16 @@ class Launch:
     elements: int
     warps: Callable[[int], int]
     attention_forward: Callable[[int, int], AttentionTiles]
-    attention_backward: Callable[[int, int], AttentionTiles]
+    attention_backward: Callable[[int, int], AttentionBackwardTiles]
     matmul: Callable[[int], Tiles]
 
     def programs(self, device: torch.device, tasks: int) -> int:
         """Programs to start for so many independent tasks: one each until the device is full; 1 at least."""
         return max(1, min(tasks, self.units(device) * self.programs_per_unit))
+
+    def attention_programs(self, device: torch.device, tasks: int, tiles: AttentionTiles) -> int:
+        """As ``programs``, for a kernel of attention."""
+        return max(1, min(tasks, self.units(device) * tiles.programs))
 
 
 INTERPRETER = Launch(
@@ -68,7 +86,9 @@ INTERPRETER = Launch(
     elements=1024,
     warps=lambda elements: 1,
     attention_forward=lambda head_dim, itemsize: AttentionTiles(16, 16, 1, 1),
-    attention_backward=lambda head_dim, itemsize: AttentionTiles(16, 16, 1, 1),
+    attention_backward=lambda head_dim, itemsize: AttentionBackwardTiles(
+        AttentionTiles(16, 16, 1, 1), AttentionTiles(16, 16, 1, 1)
+    ),
     matmul=lambda itemsize: Tiles(16, 16, 16, 1, 1),
 )
 """For Triton's interpreter on the CPU: few programs, each of which costs milliseconds, yet more than one of each."""

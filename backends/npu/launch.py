@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from evocore.kernels.launch import AttentionTiles, Launch, Tiles
+from evocore.kernels.launch import AttentionBackwardTiles, AttentionTiles, Launch, Tiles
 
 CORES = 40
 """Vector cores of a 910B2 or 910B3; where the driver tells another number, that counts."""
@@ -27,6 +27,8 @@ ASCEND = Launch(
     elements=4096,
     warps=lambda elements: 1,
     attention_forward=lambda head_dim, itemsize: AttentionTiles(64, 64, 1, 1),
-    attention_backward=lambda head_dim, itemsize: AttentionTiles(32, 64, 1, 1),
+    attention_backward=lambda head_dim, itemsize: AttentionBackwardTiles(
+        for_queries=AttentionTiles(32, 64, 1, 1), for_keys=AttentionTiles(64, 32, 1, 1)
+    ),
     matmul=lambda itemsize: Tiles(64, 64, 64, 1, 1),
 )

@@ -1,4 +1,6 @@
-"""Times every kernel of the CPU, forward and backward, beside the reference and the plain PyTorch expression.
+"""Times every kernel of a device beside the reference and the plain PyTorch expression.
+
+    python ci/bench/kernels.py [--device cpu] [--ops attention,rms_norm] [--phases both] [--json] ...
 
 All candidates of an op run in turns within one process, so that a busy machine slows all of them alike; what is
 printed are medians and ratios of medians. Two yardsticks are measured in the same run: how fast memory is copied and
@@ -8,100 +10,98 @@ how fast a matrix product runs. ``python ci/bench/kernels.py --help`` lists the 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Iterable
+from typing import Any
 
+import peers
 import torch
-from kernel_cases import CASES, Case, Shapes
+from case import Case, Maker, Shapes
+from clocks import clock_of, copy_rate, product_rate
+from kernel_cases import CASES
+from measuring import PHASES, Candidate, measure, usable_kernels
 
-from evocore.backends.cpu.kernels import KERNELS
+from evocore.ops.kernel import Kernel
+from evocore.plugins.manager import load_plugins
+
+COPY_BYTES = {"cpu": 2**23}  # as large as the activations below; a device's memory is far larger
+PRODUCT_SIZE = {"cpu": 512}
 
 
 def main() -> None:
     options = parse()
-    dtype = getattr(torch, options.dtype)
+    device, dtype, offers = torch.device(options.device), getattr(torch, options.dtype), load_plugins().kernels()
+    clock = clock_of(device)
     for threads in options.threads:
         torch.set_num_threads(threads)
-        copy, product = copy_rate(), product_rate(dtype)
-        print(f"\ntorch {torch.__version__}, {threads} thread(s), {options.dtype}; {options.shapes}")
-        print(f"copy {copy / 1e9:.1f} GB/s (read + written), matrix product {product / 1e9:.0f} GFLOP/s\n")
-        print(f"{'op':<24}{'provider':<12}{'ms':>9}{'reference':>11}{'plain':>9}   of the yardstick")
+        copy = copy_rate(device, clock, COPY_BYTES.get(device.type, 2**30))
+        product = product_rate(device, clock, dtype, PRODUCT_SIZE.get(device.type, 8192))
+        if not options.json:
+            print(f"\ntorch {torch.__version__}, {device}, {threads} thread(s), {options.dtype}; {options.shapes}")
+            print(f"copy {copy / 1e9:.1f} GB/s (read + written), matrix product {product / 1e9:.0f} GFLOP/s\n")
+            print(f"{'op':<24}{'phase':<10}{'provider':<12}{'ms':>9}{'reference':>11}{'plain':>9}   of the yardstick")
         for name, make in CASES.items():
-            if not options.ops or name.split(" ")[0] in options.ops or name in options.ops:
-                report(name, make(options.shapes, dtype), copy, product, options.seconds)
+            if options.ops and name.split(" ")[0] not in options.ops and name not in options.ops:
+                continue
+            case = make(Maker(options.shapes, dtype, device))
+            rows = measure(
+                case, candidates(case, offers, device), device, clock, phases=options.phases, seconds=options.seconds
+            )
+            show(name, case, rows, copy, product, options.json)
 
 
-def report(name: str, case: Case, copy: float, product: float, seconds: float) -> None:
-    """Print one line for each provider of the case's op."""
-    candidates: dict[str, Callable[..., object]] = {}
-    for kernel in KERNELS:
-        if kernel.op == case.request.op and kernel.why_not(case.request, "cpu") is None:
-            candidates[kernel.provider] = kernel.load()
-    times = medians({label: case.step(function) for label, function in candidates.items()} | plain(case), seconds)
-    for label, taken in sorted(times.items(), key=lambda item: item[1]):
-        line = f"{name:<24}{label:<12}{taken * 1e3:>9.2f}{times['reference'] / taken:>10.2f}x"
-        line += f"{times['plain'] / taken:>8.2f}x"
-        if case.flops:
-            line += f"   {case.flops / taken / product:>4.0%} of the product"
-        elif case.bytes:
-            line += f"   {case.bytes / taken / copy:>4.0%} of the copy"
-        print(line)
+def candidates(case: Case, offers: Iterable[Kernel], device: torch.device) -> list[Candidate]:
+    """The plain expression and every kernel that can serve."""
+    usable, _ = usable_kernels(case, offers, device.type)
+    kernels = [Candidate(label, kernel.load(), "kernel") for label, kernel in usable.items()]
+    return [peers.plain(case), *kernels]
 
 
-def plain(case: Case) -> dict[str, Callable[[], object]]:
-    return {"plain": case.plain if case.plain_steps_itself else case.step(case.plain)}
-
-
-def medians(steps: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Seconds of each step: all in turns until the time is used up, and at least three times each."""
-    for step in steps.values():
-        step()
-    taken: dict[str, list[float]] = {label: [] for label in steps}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(taken["reference"]) < 3:
-        for label, step in steps.items():
-            start = time.perf_counter()
-            step()
-            taken[label].append(time.perf_counter() - start)
-    return {label: statistics.median(values) for label, values in taken.items()}
-
-
-def copy_rate() -> float:
-    """Bytes per second, read and written, of an 8 MB copy: as large as the activations below."""
-    source, target = torch.ones(2**21), torch.empty(2**21)
-    return 2 * source.nbytes / best(lambda: target.copy_(source))
-
-
-def product_rate(dtype: torch.dtype) -> float:
-    """FLOP per second of a 512 x 512 x 512 product."""
-    a = torch.ones(512, 512, dtype=dtype)
-    return 2 * 512**3 / best(lambda: a @ a)
-
-
-def best(step: Callable[[], object], times: int = 10) -> float:
-    taken = []
-    for _ in range(times):
-        start = time.perf_counter()
-        step()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+def show(name: str, case: Case, rows: list[dict[str, Any]], copy: float, product: float, as_json: bool) -> None:
+    """Print one line for each provider of the case's op, the fastest first."""
+    for phase in dict.fromkeys(row["phase"] for row in rows):
+        mine = [row for row in rows if row["phase"] == phase]
+        times = {row["provider"]: row["seconds"] for row in mine if "seconds" in row}
+        for row in sorted(mine, key=lambda row: row.get("seconds", float("inf"))):
+            if as_json:
+                print(json.dumps({"case": name, "copy": copy, "product": product, **row}))
+                continue
+            line = f"{name:<24}{phase:<10}{row['provider']:<12}"
+            if "seconds" not in row:
+                print(f"{line}   {row['error']}")
+                continue
+            line += f"{row['seconds'] * 1e3:>9.2f}"
+            for base in ("reference", "plain"):
+                ratio = f"{times[base] / row['seconds']:.2f}x" if base in times else "-"
+                line += f"{ratio:>{11 if base == 'reference' else 9}}"
+            if case.cost(phase).flops:
+                line += f"   {row['flops_per_second'] / product:>4.0%} of the product"
+            else:
+                line += f"   {row['bytes_per_second'] / copy:>4.0%} of the copy"
+            print(line)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in Shapes._field_defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "float64", "bfloat16"])
+    parser.add_argument("--device", default="cpu", help="as PyTorch names it")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float64", "bfloat16", "float16"])
     parser.add_argument("--threads", type=integers, default=[1], help="e.g. 1,2")
-    parser.add_argument("--ops", type=lambda text: text.split(","), default=[], help="e.g. attention,rms_norm")
+    parser.add_argument("--ops", type=words, default=[], help="e.g. attention,rms_norm")
+    parser.add_argument("--phases", type=words, default=["both"], help=f"of {', '.join(PHASES)}")
     parser.add_argument("--seconds", type=float, default=0.8, help="time for each op")
+    parser.add_argument("--json", action="store_true", help="one line of JSON per row")
     options = parser.parse_args()
     options.shapes = Shapes(*(getattr(options, name) for name in Shapes._fields))
     return options
 
 
-def integers(text: str) -> Iterable[int]:
+def words(text: str) -> list[str]:
+    return text.split(",")
+
+
+def integers(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 

@@ -26,6 +26,7 @@ COMMANDS = {
     "backends": "list devices, whether each can be used, and which would be",
     "kernels": "list kernels; with a config, which would be chosen and why",
     "models": "list the model families that a config can name",
+    "conform": "check kernels of a device against their contracts",
     "doctor": "look for what is wrong with this installation",
 }
 """Verbs that are one command: the function of the verb's name in ``evocore.cli.<verb>``."""

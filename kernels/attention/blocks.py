@@ -54,7 +54,7 @@ def parts(plan: list[Run], heads: int, terms: Terms) -> list[Run]:
 def blocks(
     run: Run, batch: int, group: int, terms: Terms, dtype: torch.dtype, device: torch.device
 ) -> Iterator[Block]:
-    """The blocks of a run in order.
+    """The blocks of a run in order, without the queries that see no key.
 
     Args:
         run: the documents, all of one shape.
@@ -64,10 +64,11 @@ def blocks(
         dtype, device: of the masks.
     """
     fitting = SCORES // max(1, batch * group * _width(run, terms))
-    count = -(-run.queries // min(max(fitting, SHORTEST), LONGEST))
-    size = -(-run.queries // max(1, count))  # as equal as possible: a short last block would waste the most
+    blind = unseeing(run, terms)
+    count = -(-(run.queries - blind) // min(max(fitting, SHORTEST), LONGEST))
+    size = -(-(run.queries - blind) // max(1, count))  # as equal as possible: a short last block would waste the most
     masks: dict[tuple[int, int], Tensor] = {}
-    for start in range(0, run.queries, max(1, size)):
+    for start in range(blind, run.queries, max(1, size)):
         end = min(start + size, run.queries)
         rows = slice(start * group, end * group)
         if not terms.causal:
@@ -82,6 +83,11 @@ def blocks(
             mask = torch.zeros(shape, dtype=dtype, device=device).masked_fill_(hidden, -math.inf)
             masks[shape] = mask.repeat_interleave(group, 0)
         yield Block(rows, slice(first, last), masks[shape] if end - start > 1 else None)
+
+
+def unseeing(run: Run, terms: Terms) -> int:
+    """Queries that see no key, at the start of each document: with fewer keys than causal queries, or with none."""
+    return max(0, run.queries - run.keys) if terms.causal or run.keys == 0 else 0
 
 
 def _width(run: Run, terms: Terms) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from evocore.kernels.attention.documents import heads_first, runs
 from evocore.kernels.attention.masks import visible
+from evocore.kernels.attention.packed import nothing
 from evocore.ops.attention import CuSeqlens
 
 SHORTEST, LONGEST = 64, 512
@@ -32,10 +33,13 @@ def attention(
     scale: float | None = None,
 ) -> Tensor:
     assert softcap is None, "refused by supports"
+    zeros_TNH = nothing(q_TNH, k_SKH, v_SKH)
+    if zeros_TNH is not None:
+        return zeros_TNH
     parts = runs(q_documents, k_documents)
     q_parts = q_TNH.split([run.documents * run.queries for run in parts])
     k_sizes = [run.documents * run.keys for run in parts]
-    pieces = [q_TNH[:0]]
+    pieces = []
     for run, *tensors in zip(parts, q_parts, k_SKH.split(k_sizes), v_SKH.split(k_sizes), strict=True):
         if run.queries == 0:
             continue
@@ -47,7 +51,7 @@ def attention(
         else:
             out = _dense(q, k, v, causal, scale)
         pieces.append(out.transpose(1, 2).flatten(0, 1))
-    return torch.cat(pieces)
+    return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None) -> Tensor:

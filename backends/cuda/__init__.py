@@ -1,0 +1,1 @@
+"""NVIDIA GPUs as a device plug-in: device, collectives, kernels."""
