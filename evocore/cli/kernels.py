@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -64,11 +65,19 @@ def _show_planned(facts: dict[str, Any]) -> None:
                 row["provider"],
                 row["priority"],
                 row["evidence"],
-                "\n".join(f"{other['provider']}: {other['reason']}" for other in row["rejected"]),
+                "\n".join(_why_not(row["rejected"], facts["device"])),
             )
             for row in facts["kernels"]
         ],
     )
+
+
+def _why_not(rejected: list[dict[str, Any]], device: str) -> Iterable[str]:
+    """The reasons of this device's kernels; those of other devices in a few words."""
+    yield from (f"{other['provider']}: {other['reason']}" for other in rejected if device in other["devices"])
+    elsewhere = sorted({name for other in rejected if device not in other["devices"] for name in other["devices"]})
+    if elsewhere:
+        yield f"(others are for {', '.join(elsewhere)})"
 
 
 def _offered(registry: PluginRegistry, flag: str | None) -> list[dict[str, Any]]:

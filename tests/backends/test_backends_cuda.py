@@ -429,7 +429,7 @@ def test_row_kernels_fill_every_multiprocessor(monkeypatch):
     device = torch.device("cuda", 63)
     assert CUDA_LAUNCH.programs(device, 10**6) == 132 * CUDA_LAUNCH.programs_per_unit
     assert CUDA_LAUNCH.programs(device, 5) == 5 and CUDA_LAUNCH.programs(device, 0) == 1
-    assert [CUDA_LAUNCH.warps(size) for size in (1024, 2048, 4096, 8192, 32768)] == [4, 4, 8, 8, 16]
+    assert [CUDA_LAUNCH.warps(size) for size in (1024, 2048, 4096, 8192, 32768)] == [4, 4, 8, 8, 32]
 
 
 # --- collectives --------------------------------------------------------------------------------------------------
