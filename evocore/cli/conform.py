@@ -74,6 +74,7 @@ def _facts(row: Row) -> dict[str, Any]:
         "op": row.op,
         "provider": row.provider,
         "dtype": row.dtype or None,
+        "deterministic": row.deterministic,
         "verdict": row.verdict,
         "passed": row.passed,
         "refused": row.refused,
@@ -96,7 +97,7 @@ def _show(rows: list[Row], backend: str) -> None:
         [
             (
                 row.op,
-                row.provider,
+                row.provider + ("" if row.deterministic else " (not deterministic)"),
                 row.dtype,
                 row.passed,
                 row.refused,

@@ -27,6 +27,7 @@ COMMANDS = {
     "kernels": "list kernels; with a config, which would be chosen and why",
     "models": "list the model families that a config can name",
     "conform": "check kernels of a device against their contracts",
+    "diff": "find the first op, layer and step at which two runs part",
     "doctor": "look for what is wrong with this installation",
 }
 """Verbs that are one command: the function of the verb's name in ``evocore.cli.<verb>``."""

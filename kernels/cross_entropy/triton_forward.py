@@ -1,7 +1,7 @@
 """Losses of rows of logits, and the statistics of a shard of them, in Triton.
 
-A program walks along one row at a time with a running maximum, as Milakov and Gimelshein, 2018, do: one pass. The next
-tile is on its way while it works on this one.
+A program walks along one row at a time with a running maximum (Milakov and Gimelshein, 2018), so that one pass is
+enough, and the next tile is on its way while it works on this one.
 """
 
 import torch

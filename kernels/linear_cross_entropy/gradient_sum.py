@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 SLAB = 2**25
-"""Elements that are rounded at a time."""
+"""Elements of what is held beside sum and result for a moment, in the dtype of the result."""
 
 
 class GradientSum:
@@ -23,6 +23,7 @@ class GradientSum:
     def __init__(self, weight_VD: Tensor) -> None:
         self._result_VD = weight_VD.new_empty(weight_VD.shape)
         vocab, width = weight_VD.shape
+        self._rows = max(1, SLAB // width)
         if weight_VD.dtype == torch.float32:
             self._sums = [self._result_VD.zero_()]
             return
@@ -40,7 +41,8 @@ class GradientSum:
                 # cuBLAS adds to float32 what it multiplied in low precision; PyTorch passes that on since 2.10.
                 torch.addmm(sum_VD, a, b_CD, out_dtype=torch.float32, out=sum_VD)
             else:
-                sum_VD.add_(a @ b_CD)
+                for sum_RD, a_RC in zip(sum_VD.split(self._rows), a.split(self._rows), strict=True):
+                    sum_RD.add_(a_RC @ b_CD)
 
     def result(self) -> Tensor:
         """The sum in the dtype of the weight; nothing can be added any more."""
@@ -49,9 +51,8 @@ class GradientSum:
         within, beside = self._sums
         # Row n of the result lies where row n / 2 of the sum does: from the first to the last, each batch is read as
         # a whole before it is written, no row is overwritten before it is read.
-        rows = max(1, SLAB // within.shape[1])
-        for start in range(0, len(within), rows):
-            batch_RD = within[start : start + rows].to(self._result_VD.dtype)
+        for start in range(0, len(within), self._rows):
+            batch_RD = within[start : start + self._rows].to(self._result_VD.dtype)
             self._result_VD[start : start + len(batch_RD)] = batch_RD
         self._result_VD[len(within) :] = beside
         return self._result_VD

@@ -48,8 +48,12 @@ def _attention(
 
 
 SEVERAL, CACHE = [3, 0, 5, 5, 1, 0], [4, 2, 5, 9, 6, 0]
-FULL, FEW = {"causal": False}, {"heads": 2, "kv_heads": 1}
-REPRESENTATIVE = {"grouped", "cache", "more-queries-than-keys-full", "everything", "two-blocks-ring-step"}
+FULL: dict[str, Any] = {"causal": False}
+FEW: dict[str, Any] = {"heads": 2, "kv_heads": 1}
+REPRESENTATIVE = {
+    "attention": {"grouped", "cache", "everything"},
+    "attention_block": {"cache", "two-blocks-ring-step"},
+}
 
 SMALL: dict[str, dict[str, Any]] = {
     "causal": {"queries": [9], "heads": 2, "width": 8},
@@ -87,15 +91,12 @@ MEDIUM: dict[str, dict[str, Any]] = {
     "many-equal-documents": {"queries": [64] * 40, "heads": 8},
 }  # fmt: skip
 LARGE: dict[str, dict[str, Any]] = {
-    f"{label}-heads-of-{width}": {**recipe, "width": width}
-    for width in HEADS
-    for label, recipe in {
-        "documents": {"queries": [300, 17, 0, 129]},
-        "one-document": {"queries": [513], "heads": 8},
-        "full-cache": {"queries": [65, 200], "keys": [130, 333], **FULL},
-        "window-softcap": {"queries": [257, 100], "window": 70, "softcap": 20.0},
-    }.items()
+    "documents": {"queries": [300, 17, 0, 129]},
+    "one-document": {"queries": [513], "heads": 8},
+    "full-cache": {"queries": [65, 200], "keys": [130, 333], **FULL},
+    "window-softcap": {"queries": [257, 100], "window": 70, "softcap": 20.0},
 }
+"""Each with every head size of ``HEADS``."""
 BLOCK_ONLY: dict[str, dict[str, Any]] = {
     "two-blocks-full": {"queries": [8, 3], "keys": [9, 6], **FEW, "blocks": 2, **FULL},
     "two-blocks-one-without-keys": {"queries": [4, 2, 3], "keys": [1, 0, 6], **FEW, "blocks": 2, **FULL},
@@ -103,15 +104,9 @@ BLOCK_ONLY: dict[str, dict[str, Any]] = {
     "two-blocks-softcap": {"queries": [6, 3], "keys": [9, 6], **FEW, "blocks": 2, "softcap": 2.0, **FULL},
 }
 BLOCK_ONLY_LARGE: dict[str, dict[str, Any]] = {
-    f"two-blocks-{label}-heads-of-{width}": {**recipe, "width": width, "blocks": 2}
-    for width in HEADS
-    for label, recipe in {
-        "ring-step": {"queries": [200, 65], "keys": [400, 129]},
-        "full": {"queries": [257], "keys": [300], **FULL},
-    }.items()
+    "two-blocks-ring-step": {"queries": [200, 65], "keys": [400, 129], "blocks": 2},
+    "two-blocks-full": {"queries": [257], "keys": [300], "blocks": 2, **FULL},
 }
-
-
 BLOCK = {
     label: SMALL[label]
     for label in ("full", "grouped", "cache", "more-queries-than-keys-full", "window", "odd-heads", "everything")
@@ -119,25 +114,24 @@ BLOCK = {
 """What need not be the same code as in ``attention``."""
 
 
-def _cases(op: str, small: dict[str, dict[str, Any]], **more: Any) -> list[Case]:
-    return [
+def _cases(
+    op: str, small: dict[str, dict[str, Any]], large: dict[str, dict[str, Any]], **more: Any
+) -> tuple[Case, ...]:
+    whole = {
+        f"{label}-heads-of-{width}": {**recipe, "width": width} for width in HEADS for label, recipe in large.items()
+    }
+    return tuple(
         Case(
             op,
             label,
             partial(_attention, **more | recipe),
             size,
             empty=recipes is EMPTY,
-            representative=recipes is EMPTY or label in REPRESENTATIVE,
+            representative=recipes is EMPTY or label in REPRESENTATIVE[op],
         )
-        for size, recipes in (("small", small), ("small", EMPTY), ("medium", MEDIUM), ("large", LARGE))
+        for size, recipes in (("small", small), ("small", EMPTY), ("medium", MEDIUM), ("large", whole))
         for label, recipe in recipes.items()
-    ]
-
-
-def _block_cases() -> list[Case]:
-    op = "attention_block"
-    large = [Case(op, label, partial(_attention, **recipe), "large") for label, recipe in BLOCK_ONLY_LARGE.items()]
-    return _cases(op, BLOCK | BLOCK_ONLY, blocks=1) + large
+    )
 
 
 def _draw(choices: Choices, block: bool = False) -> Recipe:
@@ -166,6 +160,10 @@ def _draw(choices: Choices, block: bool = False) -> Recipe:
 
 
 GRIDS = {
-    "attention": Grid(tuple(_cases("attention", SMALL)), _draw),
-    "attention_block": Grid(tuple(_block_cases()), partial(_draw, block=True), differentiable),
+    "attention": Grid(_cases("attention", SMALL, LARGE), _draw),
+    "attention_block": Grid(
+        _cases("attention_block", BLOCK | BLOCK_ONLY, LARGE | BLOCK_ONLY_LARGE, blocks=1),
+        partial(_draw, block=True),
+        differentiable,
+    ),
 }

@@ -66,7 +66,7 @@ def _halves(
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, kernel: AttentionBlock, parts: list[_Part], q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor
     ) -> tuple[Tensor, Tensor]:
         first, *rest = [kernel.forward(q_TNH, part.of(k_SKH), part.of(v_SKH), **part.options) for part in parts]
@@ -79,7 +79,7 @@ class _Attention(torch.autograd.Function):
         return out_TNH, lse_TN
 
     @staticmethod
-    def backward(ctx: Any, grad_TNH: Tensor, _: Tensor) -> tuple[None, None, Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad_TNH: Tensor, _: Tensor) -> tuple[None, None, Tensor, Tensor, Tensor]:
         q_TNH, k_SKH, v_SKH, out_TNH, lse_TN = ctx.saved_tensors
         grad_q_TNH = torch.zeros_like(q_TNH, dtype=lse_TN.dtype)
         grad_k_SKH, grad_v_SKH = torch.zeros_like(k_SKH), torch.zeros_like(v_SKH)

@@ -73,7 +73,7 @@ def call(
 
 
 def _gradients(ends: Sequence[tuple[Tensor, Tensor]], wanting: dict[int, Tensor]) -> dict[int, Tensor]:
-    """Of the inputs in ``wanting``, given the outputs and the gradients that come to them; 0 where nothing depends."""
+    """Of the inputs in ``wanting``, given outputs and the gradients that come to them; 0 where nothing depends."""
     if not ends:
         return {index: torch.zeros_like(x) for index, x in wanting.items()}
     outputs, from_above = zip(*ends, strict=True)

@@ -133,11 +133,11 @@ GROUPED_LARGE: dict[str, dict[str, Any]] = {
 }
 
 
-def _routed_cases(op: str, recipe: Recipe, *flags: str) -> tuple[Case, ...]:
+def _routed_cases(op: str, recipe: Callable[..., Example], *flags: str) -> tuple[Case, ...]:
     return tuple(
         Case(
             op,
-            words(label, **dict.fromkeys(more, True)),
+            words(label, *more),
             partial(recipe, **sizes, **dict.fromkeys(more, True)),
             "large" if label in ROUTED_LARGE else "small",
             mixed=bool(more),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from typing import Any
@@ -69,7 +70,7 @@ def _linear(
     return Example(request, (hidden.to(dtype), weight.to(dtype)), 1, (labels_T, _weights(tokens, weighted)), options)
 
 
-def _cases(op: str, recipe: Recipe, small: dict[str, Any], large: dict[str, Any]) -> tuple[Case, ...]:
+def _cases(op: str, recipe: Callable[..., Example], small: dict[str, Any], large: dict[str, Any]) -> tuple[Case, ...]:
     """``small`` and ``large`` are label -> sizes; the first of the small ones takes part in two options only."""
     first, *_ = small
     labelled = [
@@ -110,17 +111,25 @@ def _draw_options(choices: Choices) -> dict[str, Any]:
 
 
 def _draw_cross_entropy(choices: Choices) -> Recipe:
-    sizes = {"tokens": choices.integer(0, 9), "vocab": choices.integer(1, 90)}
+    sizes: dict[str, Any] = {"tokens": choices.integer(0, 9), "vocab": choices.integer(1, 90)}
     return partial(_cross_entropy, **sizes, **_draw_options(choices))
 
 
 def _draw_shard(choices: Choices) -> Recipe:
-    sizes = {"tokens": choices.integer(0, 9), "vocab": choices.integer(1, 40), "shards": choices.integer(1, 3)}
+    sizes: dict[str, Any] = {
+        "tokens": choices.integer(0, 9),
+        "vocab": choices.integer(1, 40),
+        "shards": choices.integer(1, 3),
+    }
     return partial(_shard, **sizes, **_draw_options(choices))
 
 
 def _draw_linear(choices: Choices) -> Recipe:
-    sizes = {"tokens": choices.integer(0, 9), "width": choices.integer(1, 20), "vocab": choices.integer(1, 60)}
+    sizes: dict[str, Any] = {
+        "tokens": choices.integer(0, 9),
+        "width": choices.integer(1, 20),
+        "vocab": choices.integer(1, 60),
+    }
     return partial(_linear, **sizes, **_draw_options(choices))
 
 

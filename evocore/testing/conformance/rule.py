@@ -12,11 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from evocore.ops.accuracy import FLOOR, LIMIT
 from evocore.testing.conformance.calls import ContractError, Results
 
-FLOOR = {torch.float64: 256, torch.float32: 16, torch.bfloat16: 4, torch.float16: 4}
-"""Times eps of the result's dtype. Low precision: operators that round between their steps, as PyTorch's do. float32:
-sums of hundreds in another order. float64: the same, where the plain reference is exact by definition."""
 REFERENCE = 16
 """Times eps of the activations' dtype: the reference rounds products and probabilities in low precision."""
 
@@ -87,7 +85,7 @@ class Rule:
             return REFERENCE * torch.finfo(self._reference_in).eps * size
         floor = FLOOR[dtype] * torch.finfo(dtype).eps * size
         theirs = _error(plain, exact)
-        return max(2 * theirs, floor) if theirs < float("inf") else floor
+        return max(LIMIT * theirs, floor) if theirs < float("inf") else floor
 
 
 def _error(found: Tensor, exact: Tensor) -> float:

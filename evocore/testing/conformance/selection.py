@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -101,7 +101,7 @@ def default_largest(checker: Checker) -> str:
     return SIZES[0] if checker.device.type == HOST else SIZES[-1]
 
 
-def _one_of(option: str, value: str, known: Sequence[str] | dict[str, object]) -> None:
+def _one_of(option: str, value: str, known: Collection[str]) -> None:
     if value not in known:
         raise UserError(
             f"{option} {value}: there is none of this name here",
@@ -110,6 +110,6 @@ def _one_of(option: str, value: str, known: Sequence[str] | dict[str, object]) -
         )
 
 
-def _likely(value: str, known: Sequence[str] | dict[str, object]) -> str:
+def _likely(value: str, known: Collection[str]) -> str:
     close = get_close_matches(value, known, 1)
     return f"did you mean {close[0]}?" if close else ""

@@ -42,6 +42,7 @@ class Row:
 
     Attributes:
         dtype: empty if the kernel failed as a whole.
+        deterministic: whether the kernel claims to be; a provider may offer two.
         passed: how many cases.
         worst: the largest error of the cases that passed, as a multiple of the allowed one.
         seconds: that the checks took.
@@ -52,6 +53,7 @@ class Row:
     op: str
     provider: str
     dtype: str
+    deterministic: bool
     passed: int = 0
     worst: float = 0.0
     seconds: float = 0.0
@@ -122,7 +124,9 @@ class _Survey:
         return sorted((whole | rest).values(), key=lambda row: row.provider)
 
     def _check(self, kernel: Kernel, case: Case, dtype: torch.dtype) -> None:
-        row = self._rows.setdefault((kernel, dtype), Row(kernel.op, kernel.provider, short(dtype)))
+        row = self._rows.setdefault(
+            (kernel, dtype), Row(kernel.op, kernel.provider, short(dtype), kernel.deterministic)
+        )
         if numbers_of(case.label) and any(numbers_of(failure.case) for failure in row.failures):
             return  # one that was drawn and failed is enough, the simplest of its kind
         self._progress(f"{kernel.op} {kernel.provider} {short(dtype)} {case.label}")
@@ -133,7 +137,7 @@ class _Survey:
         except KernelImportError as error:
             self._broken.add(kernel)
             failure = Failure("", error.what, error.reproducer)
-            self._rows[kernel, None] = Row(kernel.op, kernel.provider, "", failures=[failure])
+            self._rows[kernel, None] = Row(kernel.op, kernel.provider, "", kernel.deterministic, failures=[failure])
         except ConformanceError as error:
             row.failures.append(self._simplest(kernel, case, dtype, error))
         else:

@@ -33,7 +33,7 @@ def differentiable(kernel: CrossEntropyShard) -> Callable[..., tuple[Tensor, ...
 
 class _Loss(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         kernel: CrossEntropyShard,
         shards: int,
@@ -59,7 +59,7 @@ class _Loss(torch.autograd.Function):
         return (loss_T * scale_T).sum(), *others
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         logits_TV, labels_T, counted_T, lse_T, scale_T = ctx.saved_tensors
         options = ctx.options | {"vocab": logits_TV.shape[1]}
         gradients = []
