@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Proves the NPU backend on a machine without an NPU: the real torch_npu runs on stand-in CANN libraries
-# (tests/emulation/standin_cann), so that every call into it is judged by the code that judges it on hardware. What this
-# cannot show: speed, real asynchrony, and limits that only CANN knows.
+# (tests/emulation/standin_cann), so that every call into it is judged by the code that judges it on hardware.
+# What this cannot show: speed, real asynchrony, and limits that only CANN knows.
 #
 #   bash ci/npu_contract.sh
 #
-# Needs gcc, Python 3.11 and PyPI. Runs in the active virtual environment if evocore is installed there, otherwise in one of its own.
-# Nothing is installed into that environment: torch-npu would break "import torch" in it.
+# Needs gcc, Python 3.11 and PyPI. Runs in the active virtual environment if evocore is installed there, otherwise in
+# one of its own. Nothing is installed into that environment: torch-npu would break "import torch" in it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -42,7 +42,7 @@ python - <<'PYTHON'
 import sys
 from importlib.metadata import version
 if not version("torch").startswith("2.13."):
-    sys.exit(f"torch-npu 2.13.0 works with PyTorch 2.13, found {version('torch')}: pip install -c ci/constraints.txt torch")
+    sys.exit(f"torch-npu 2.13.0 works with PyTorch 2.13.*, found {version('torch')}: use ci/constraints.txt")
 if sys.version_info[:2] != (3, 11):
     sys.exit(f"triton-ascend 3.2.0 has no wheel for Python {sys.version.split()[0]}: use 3.11")
 PYTHON
@@ -55,6 +55,9 @@ checks=$root/ci/npu_contract
 train=(evocore train --config "$checks/tiny.py")
 cd "$work"
 
+# Keep what a command prints in a file, and what it tells beside that for the case that it fails.
+kept='file=$1; shift; "$@" >"$file" 2>"$file.log" || { code=$?; cat "$file.log" >&2; exit "$code"; }'
+
 # 1. Nothing is judged by a stand-in that computes wrong values.
 stage 120 "1. the stand-in computes what PyTorch does" "${run[@]}" python "$checks/self_checks.py"
 
@@ -62,13 +65,13 @@ stage 120 "1. the stand-in computes what PyTorch does" "${run[@]}" python "$chec
 stage 240 "2. kernels keep their contracts" "${run[@]}" evocore conform --backend npu --sizes small --draws 2
 
 # 3. A whole run.
-stage 60 "3. a run on the CPU" bash -c '"$@" >cpu.txt' - "${train[@]}" --backend cpu
-stage 90 "   the same on the NPU" bash -c '"$@" >npu.txt' - "${run[@]}" "${train[@]}" --backend npu
+stage 60 "3. a run on the CPU" bash -c "$kept" - cpu.txt "${train[@]}" --backend cpu
+stage 90 "   the same on the NPU" bash -c "$kept" - npu.txt "${run[@]}" "${train[@]}" --backend npu
 stage 10 "   losses" python "$checks/compare.py" npu.txt cpu.txt
 
 # 4. Several processes over the real ProcessGroupHCCL.
 stage 120 "4. collectives" "${run[@]}" python "$checks/collectives.py"
-stage 120 "   two processes, data parallel" bash -c '"$@" >two.txt' - \
+stage 120 "   two processes, data parallel" bash -c "$kept" - two.txt \
     "${run[@]}" "${train[@]}" --backend npu --nproc 2 --set data.micro_num=1
 stage 10 "   losses" python "$checks/compare.py" two.txt npu.txt
 
@@ -76,11 +79,13 @@ stage 10 "   losses" python "$checks/compare.py" two.txt npu.txt
 export TORCH_NPU_SANITIZER=1
 stage 60 "5. the sanitizer finds a race" bash -c '! "$@" >race.txt 2>&1 && grep -q "possible data race" race.txt' - \
     "${run[@]}" python "$checks/race.py"
-stage 120 "   and none in two processes' training" "${run[@]}" "${train[@]}" --backend npu --nproc 2 --set data.micro_num=1
+stage 120 "   and none in two processes' training" bash -c "$kept" - clean.txt \
+    "${run[@]}" "${train[@]}" --backend npu --nproc 2 --set data.micro_num=1
 unset TORCH_NPU_SANITIZER
 
 # 6. The vendor's compiler takes our Triton kernels. Its package is another "triton", hence an environment of its own.
-stage 120 "6. launches of our Triton kernels" env TRITON_INTERPRET=1 python "$checks/record_launches.py" launches.jsonl
+stage 120 "6. launches of our Triton kernels" \
+    env TRITON_INTERPRET=1 python "$checks/record_launches.py" launches.jsonl
 stage 60 "   an environment for triton-ascend" python -m venv "$work/ascend"
 stage 300 "   triton-ascend" "$work/ascend/bin/pip" install --quiet "$TRITON_ASCEND" numpy pybind11
 stage 180 "   lowered for the 910B" "$work/ascend/bin/python" "$checks/lower_triton.py" \

@@ -1,4 +1,7 @@
-"""Every collective of the real ProcessGroupHCCL on the stand-in's shared memory, between two processes, against what it must give."""
+"""Every collective of the real ProcessGroupHCCL between two processes, against what it must give.
+
+Beneath it is the stand-in's HCCL, over shared memory.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,14 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch_npu
+from checking import refuses
 from torch import Tensor
 
 RANKS = 2
@@ -28,18 +33,9 @@ def start(rank: int, meeting: str) -> None:
     dist.init_process_group("cpu:gloo,npu:hccl", init_method=f"file://{meeting}", rank=rank, world_size=RANKS)
 
 
-def equal(found: Tensor, expected: list[float] | float) -> None:
+def equal(found: Tensor, expected: Sequence[float] | float) -> None:
     wanted = torch.as_tensor(expected).to(found.dtype).expand(found.shape)
     assert torch.equal(found.cpu(), wanted), f"{found.cpu()[:8]} instead of {wanted[:8]}"
-
-
-def refuses(text: str, call: object) -> None:
-    try:
-        call()  # type: ignore[operator]
-    except RuntimeError as error:
-        assert text in str(error), f"expected {text!r} in: {error}"
-        return
-    raise AssertionError(f"nothing was refused; expected: {text}")
 
 
 def check_reductions(rank: int, device: torch.device) -> None:
@@ -61,7 +57,9 @@ def check_reductions(rank: int, device: torch.device) -> None:
     dist.all_reduce(x, dist.ReduceOp.AVG)
     equal(x, 0.5)
     refuses("Unsupported data type", lambda: dist.all_reduce(torch.ones(2, dtype=torch.float64, device=device)))
-    refuses("product", lambda: dist.all_reduce(torch.ones(2, dtype=torch.bfloat16, device=device), dist.ReduceOp.PRODUCT))
+    refuses(
+        "product", lambda: dist.all_reduce(torch.ones(2, dtype=torch.bfloat16, device=device), dist.ReduceOp.PRODUCT)
+    )
 
 
 def check_copies(rank: int, device: torch.device) -> None:
@@ -93,7 +91,9 @@ def check_copies(rank: int, device: torch.device) -> None:
 def check_messages(rank: int, device: torch.device) -> None:
     """Both directions at once, so large that neither fits anywhere before the other side takes it."""
     mine, theirs = torch.full((8 * LARGE,), float(rank), device=device), torch.empty(8 * LARGE, device=device)
-    requests = dist.batch_isend_irecv([dist.P2POp(dist.isend, mine, 1 - rank), dist.P2POp(dist.irecv, theirs, 1 - rank)])
+    requests = dist.batch_isend_irecv(
+        [dist.P2POp(dist.isend, mine, 1 - rank), dist.P2POp(dist.irecv, theirs, 1 - rank)]
+    )
     for request in requests:
         request.wait()
     equal(theirs, 1.0 - rank)

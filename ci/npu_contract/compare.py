@@ -1,4 +1,6 @@
-"""Compares two runs step by step: ``python compare.py RUN OTHER`` exits with 1 unless losses and gradient norms agree to 1e-5.
+"""Compares two runs step by step: losses and gradient norms must agree to 1e-5.
+
+    python compare.py RUN OTHER
 
 RUN and OTHER are files that hold what ``evocore train`` printed, the folder of a run.
 """

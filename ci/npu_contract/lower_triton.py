@@ -1,15 +1,17 @@
-"""Lowers recorded launches of our Triton kernels for the Ascend 910B with triton-ascend, as far as a machine without CANN can.
+"""Lowers recorded launches of our Triton kernels for the Ascend 910B, as far as a machine without CANN can.
 
-That is: Triton's frontend to TTIR, and TTIR to the Linalg form that CANN's compiler would take (stage "ttadapter"). It
-shows that the vendor's compiler accepts the language of a kernel; whether its tiles fit on the chip, only CANN can tell.
+That is: Triton's frontend to TTIR, and TTIR to the Linalg form that CANN's compiler would take (stage "ttadapter" of
+triton-ascend). It shows that the vendor's compiler accepts the language of a kernel; whether its tiles fit on the
+chip, only CANN can tell.
 
-The environment of triton-ascend has no PyTorch, and a kernel's file imports it, and evocore's rooms, for what surrounds the
-kernels. Those imports get a placeholder here: the files are the real ones, and only ``@triton.jit`` functions are used of them.
+The environment of triton-ascend has no PyTorch, and a kernel's file imports it, and evocore's rooms, for what
+surrounds the kernels. Those imports get a placeholder here: the files are the real ones, and only ``@triton.jit``
+functions are used of them.
 
     python lower_triton.py LAUNCHES KERNELS OP...
 
-LAUNCHES is what ``record_launches.py`` wrote, KERNELS the folder of evocore's kernels. The exit code is 1 if a launch of
-one of the ops that are named does not lower; of other ops it is told.
+LAUNCHES is what ``record_launches.py`` wrote, KERNELS the folder of evocore's kernels. The exit code is 1 if a launch
+of one of the ops that are named does not lower; of other ops it is told.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ LIMIT = 60
 
 
 class Placeholder:
-    """Whatever is asked of PyTorch when a kernel's file is imported: attributes, annotations, decorators, base classes."""
+    """Whatever a kernel's file asks of PyTorch when it is imported: attributes, annotations, decorators, bases."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -120,7 +122,11 @@ def lower(launch: dict[str, Any]) -> None:
 
 def reason(error: BaseException) -> str:
     """The line that tells most: compilers print long traces."""
-    text = error.stderr.decode() if isinstance(error, subprocess.CalledProcessError) else f"{type(error).__name__}: {error}"
+    text = (
+        error.stderr.decode()
+        if isinstance(error, subprocess.CalledProcessError)
+        else f"{type(error).__name__}: {error}"
+    )
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return next((line for line in lines if "error:" in line), lines[-1] if lines else type(error).__name__)[:200]
 

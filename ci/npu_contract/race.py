@@ -1,4 +1,4 @@
-"""A missing wait between two streams, which torch_npu's sanitizer must find: otherwise its silence would prove nothing."""
+"""A missing wait between two streams: torch_npu's sanitizer must find it, or its silence would prove nothing."""
 
 import torch
 

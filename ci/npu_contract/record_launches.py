@@ -1,7 +1,7 @@
-"""Writes down how our Triton kernels are launched with the NPU's launch parameters: one JSON line for each distinct launch.
+"""Writes down how our Triton kernels are launched with the NPU's launch parameters, one JSON line for each launch.
 
 Triton's interpreter runs every op, forward and backward, at sizes of real models but for a few tokens; what a kernel
-is compiled for (types of its arguments, values of its constants) is noted on the way. ``lower_triton.py`` compiles it.
+is compiled for (types of its arguments, values of its constants) is noted on the way, for ``lower_triton.py``.
 
     TRITON_INTERPRET=1 python record_launches.py FILE
 """
@@ -91,7 +91,7 @@ def written(value: Any) -> Any:
     return value
 
 
-# --- what is run ------------------------------------------------------------------------------------------------------------
+# --- what is run ----------------------------------------------------------------------------------------------------
 
 
 def randn(*sizes: int, dtype: torch.dtype) -> Tensor:
@@ -99,7 +99,9 @@ def randn(*sizes: int, dtype: torch.dtype) -> Tensor:
 
 
 def backward(*outputs: Tensor) -> None:
-    torch.autograd.backward([y for y in outputs if y.requires_grad], [torch.ones_like(y) for y in outputs if y.requires_grad])
+    torch.autograd.backward(
+        [y for y in outputs if y.requires_grad], [torch.ones_like(y) for y in outputs if y.requires_grad]
+    )
 
 
 def norms(make: Callable[[str], Any], dtype: torch.dtype) -> None:
@@ -186,7 +188,7 @@ def maker(recorder: Recorder, op: str) -> Any:
 
 def recorded() -> Iterator[str]:
     recorder = Recorder()
-    InterpretedFunction.run = lambda kernel, *values, **named: recorder.run(kernel, *values, **named)  # type: ignore[method-assign]
+    InterpretedFunction.run = lambda kernel, *values, **named: recorder.run(kernel, *values, **named)
     for work in WORK.values():
         for dtype in (torch.bfloat16, torch.float32):
             work(partial(maker, recorder), dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,7 +24,9 @@ def conform(
     sizes: Annotated[
         str | None, typer.Option(help="The largest cases: small, medium or large; small on the host if left out.")
     ] = None,
-    draws: Annotated[int, typer.Option(help="Cases drawn at random for each op, besides the declared ones.")] = 5,
+    draws: Annotated[
+        int | None, typer.Option(help="Cases drawn at random for each op, besides the declared ones; 5 if left out.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
     thorough: Annotated[
         bool, typer.Option("--thorough", help="Every property in every case and dtype, as on devices.")
@@ -40,10 +43,14 @@ def conform(
     from evocore.plugins.manager import load_plugins
     from evocore.testing.conformance import Checker, Selection
     from evocore.testing.conformance import conform as survey
+    from evocore.testing.conformance.selection import DRAWS
+
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # of kernels and what runs them: errors are what is judged
 
     registry = load_plugins()
     chosen, _ = choose_backend(registry.backends(), flag=backend)
-    selection = Selection(op, provider, dtype, case, sizes, draws, seed, thorough)
+    selection = Selection(op, provider, dtype, case, sizes, DRAWS if draws is None else draws, seed, thorough)
     rows = survey(Checker(registry.kernels(), chosen), selection, _show_progress)
     _show_progress("")
     tell_failed_plugins(registry)

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator
 
 from evocore.config.schema_base import Block, CommDType, NonNegative, as_list
 from evocore.config.schema_data import Data
+from evocore.config.schema_kernels import KernelsCheck
 from evocore.config.schema_model import Model
 from evocore.config.schema_parallel import Parallel
 from evocore.config.schema_run import (
@@ -34,6 +35,8 @@ class Config(Block):
     """Device plug-in; None chooses the available one of highest priority."""
     kernels: dict[str, str] = {}
     """Kernel provider to force, by op."""
+    kernels_check: KernelsCheck | None = None
+    """References beside the chosen kernels on some steps; None checks nothing."""
     seed: int = 1024
     """Seed of the initial weights."""
     run_folder: str = "runs"

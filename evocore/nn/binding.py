@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import nn
 
 from evocore.ops.kernel import Request
@@ -28,9 +31,21 @@ def model_requests(model: nn.Module) -> list[Request]:
     return list(dict.fromkeys(found))
 
 
-def bind_kernels(model: nn.Module, resolution: Resolution) -> None:
-    """Give every layer the functions that were chosen for it."""
-    for layer in model.modules():
+def bind_kernels(
+    model: nn.Module,
+    resolution: Resolution,
+    wrap: Callable[[Callable[..., Any], Request, str], Callable[..., Any]] | None = None,
+) -> None:
+    """Give every layer the functions that were chosen for it.
+
+    Args:
+        model: its layers are not bound yet.
+        resolution: of the model's requests.
+        wrap: called with each function, its request and the layer's name in the model; the layer is given what it
+            returns. None gives every layer the kernel's own function.
+    """
+    for layer_name, layer in model.named_modules():
         if isinstance(layer, UsesOps):
             for name, request in layer.requests().items():
-                setattr(layer, name, resolution.function(request))
+                function = resolution.function(request)
+                setattr(layer, name, function if wrap is None else wrap(function, request, layer_name))

@@ -19,6 +19,7 @@ from evocore.nn.binding import bind_kernels, model_requests
 from evocore.nn.family import ModelFamily, Numerics
 from evocore.nn.initialise import initialise
 from evocore.ops.adamw import AdamWRequest
+from evocore.ops.kernel import Request
 from evocore.ops.resolution import ENVIRONMENT, Resolution, forced_providers, resolve
 from evocore.plugins.manager import PluginRegistry
 
@@ -42,10 +43,18 @@ class Plan:
     def adamw(self) -> Callable[..., Any]:
         return self.resolution.function(OPTIMIZER_REQUEST)
 
-    def materialise(self, device: torch.device, seed: int | None) -> nn.Module:
-        """Give the model memory on ``device``, its kernels, and initial weights unless ``seed`` is None."""
+    def materialise(
+        self,
+        device: torch.device,
+        seed: int | None,
+        wrap: Callable[[Callable[..., Any], Request, str], Callable[..., Any]] | None = None,
+    ) -> nn.Module:
+        """Give the model memory on ``device``, its kernels, and initial weights unless ``seed`` is None.
+
+        ``wrap`` is as in ``bind_kernels``.
+        """
         self.model.to_empty(device=device)
-        bind_kernels(self.model, self.resolution)
+        bind_kernels(self.model, self.resolution, wrap)
         if seed is not None:
             initialise(self.model, seed)
         return self.model

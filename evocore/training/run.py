@@ -20,12 +20,13 @@ from evocore.data.raw import prepare_raw
 from evocore.errors import UserError
 from evocore.parallel.launch import LaunchEnvironment, agree_on, destroy, init_process_group
 from evocore.plugins.manager import PluginRegistry
-from evocore.training.assembly import Plan, make_plan
+from evocore.training.assembly import OPTIMIZER_REQUEST, Plan, make_plan
 from evocore.training.control import StopFile, StopFlag, stop_on_signal
 from evocore.training.folder import RunFolder, environment, new_folder, unfinished
 from evocore.training.observer import Observer, RunStart
 from evocore.training.optimizer import Optimizer
 from evocore.training.schedules import Beta2Schedule, CosineWithWarmup, LossScale
+from evocore.training.shadow import Shadow
 from evocore.training.state import Progress, restore, tensors_for
 from evocore.training.step import DataParallel, TrainStep
 from evocore.training.trainer import Cadence, Ending, Trainer
@@ -58,6 +59,7 @@ def train(
     plan = make_plan(config, registry, backend=backend)
     families = {name for family in registry.models() for name in (family.name, *family.aliases)}
     require_runnable(config, world_size=launch.world_size, families=families)
+    shadow = None if config.kernels_check is None else Shadow(config.kernels_check, plan.resolution)
     if launch.world_size > 1:
         _require_reductions(plan.backend, torch.float32)
     device = plan.backend.device(launch.local_rank)
@@ -68,7 +70,9 @@ def train(
         if launch.world_size > 1:
             init_process_group(launch, plan.backend)
         try:
-            return _train(loaded, plan, launch, device, list(observers) if launch.rank == 0 else [], stop_flag)
+            if launch.rank != 0:  # which watches nothing and tells nobody
+                observers, shadow = [], None
+            return _train(loaded, plan, launch, device, list(observers), shadow, stop_flag)
         finally:
             if launch.world_size > 1:
                 destroy()
@@ -80,6 +84,7 @@ def _train(
     launch: LaunchEnvironment,
     device: torch.device,
     observers: list[Observer],
+    shadow: Shadow | None,
     stop_flag: StopFlag,
 ) -> tuple[Ending, Path]:
     config = loaded.config
@@ -91,10 +96,11 @@ def _train(
     report = [*loaded.notes, *_rank0_first(ranks, lambda: prepare_raw(config))]
     folder = _agree_on_folder(config, ranks)
 
-    model = plan.materialise(device, config.seed)
+    model = plan.materialise(device, config.seed, None if shadow is None else shadow.wrap)
+    adamw = plan.adamw()
     optimizer = Optimizer(
         model,
-        plan.adamw(),
+        adamw if shadow is None else shadow.wrap(adamw, OPTIMIZER_REQUEST, "optimizer"),
         weight_decay=config.adam.weight_decay,
         no_decay=config.adam.no_decay,
         eps=config.adam.adam_eps,
@@ -112,6 +118,8 @@ def _train(
         folder.write("environment.json", environment(ranks.size, plan.backend.device_name(device), plan.backend.name))
         folder.write("kernels.json", {"digest": plan.resolution.digest(), "choices": plan.resolution.table()})
         folder.set_status("running", progress.steps)
+    if shadow is not None:
+        report += shadow.attach(model, folder.path, device, progress.steps + 1)
     start = RunStart(
         folder.path,
         progress.steps + 1,
@@ -152,6 +160,7 @@ def _train(
         stop_flag=stop_flag,
         stop_file=StopFile(config.ckpt.stop_file_path),
         observers=observers,
+        shadow=shadow,
         seed=config.seed,
         config=config.model_dump(mode="json"),
     )

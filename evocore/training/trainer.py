@@ -21,6 +21,7 @@ from evocore.training.metrics import Throughput, batch_figures, utilisation
 from evocore.training.observer import Observer
 from evocore.training.optimizer import Optimizer
 from evocore.training.schedules import Beta2Schedule, CosineWithWarmup, LossScale
+from evocore.training.shadow import Shadow
 from evocore.training.state import Progress, run_state
 from evocore.training.step import DataParallel, StepOutcome, TrainStep
 
@@ -56,6 +57,7 @@ class Trainer:
 
     Args:
         checkpointer: None saves nothing.
+        shadow: watches the kernels on some steps; None watches nothing.
         seed: each step's random numbers depend on it, the step and the rank only, so that resuming needs no state.
         config: the resolved config, for the checkpoints.
     """
@@ -80,6 +82,7 @@ class Trainer:
         stop_flag: StopFlag,
         stop_file: StopFile,
         observers: Sequence[Observer],
+        shadow: Shadow | None,
         seed: int,
         config: dict[str, Any],
     ) -> None:
@@ -87,7 +90,7 @@ class Trainer:
         self._backend, self._device, self._dtype, self._ranks = backend, device, dtype, ranks
         self._lr, self._beta2, self._scale, self._progress, self._cadence = lr, beta2, scale, progress, cadence
         self._checkpointer, self._stop_flag, self._stop_file = checkpointer, stop_flag, stop_file
-        self._observers, self._seed, self._config = observers, seed, config
+        self._observers, self._shadow, self._seed, self._config = observers, shadow, seed, config
         self._throughput = Throughput()
         self._saved_at = progress.steps if progress.steps else -1
 
@@ -139,6 +142,8 @@ class Trainer:
         progress, scale = self._progress, self._scale.scale
         lr, beta2 = self._lr(progress.steps), self._beta2(progress.steps)
         self._backend.manual_seed(derive_seed(self._seed, progress.steps, self._ranks.rank) >> 1)
+        if self._shadow is not None:
+            self._shadow.start_step(progress.steps + 1, batch.micro_batches)
         start = time.perf_counter()
         outcome = self._step.train(batch.micro_batches, agreed.targets, lr=lr, beta2=beta2, loss_scale=scale)
         self._backend.synchronize(self._device)
@@ -183,6 +188,9 @@ class Trainer:
         }
         for observer in self._observers:
             observer.on_step(metrics)
+        if self._shadow is not None:
+            for line in self._shadow.end_step(metrics["loss"], metrics["grad_norm"]):
+                self._tell(line)
 
     def _validate(self) -> None:
         if self._cadence.valid_every <= 0 or not self._valid_sets:

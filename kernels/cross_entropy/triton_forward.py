@@ -92,7 +92,7 @@ def _row_tile(launch: Launch, logits_TV: Tensor) -> tuple[dict[str, int], int]:
 
 @triton.jit
 def _statistics(row_ptr, vocab, SUMS: tl.constexpr, STEPS: tl.constexpr, LANES: tl.constexpr):
-    """Largest element of a row, logarithm of the sum of ``exp(x - largest)``, and with ``SUMS`` the sum of x.
+    """Largest element of a row, the sum of ``exp(x - largest)``, and with ``SUMS`` the sum of x.
 
     Each lane keeps its own maximum and sums; they meet at the end of the row.
     """
@@ -111,7 +111,7 @@ def _statistics(row_ptr, vocab, SUMS: tl.constexpr, STEPS: tl.constexpr, LANES: 
         if SUMS:
             sums += tl.sum(tl.where(start + columns < vocab, x, 0.0), 0)
     top = tl.max(largest, 0)
-    return top, tl.log(tl.sum(exps * tl.exp(largest - top), 0)), tl.sum(sums, 0)
+    return top, tl.sum(exps * tl.exp(largest - top), 0), tl.sum(sums, 0)
 
 
 @triton.jit
@@ -138,7 +138,8 @@ def _evaluate(
         # Nothing is read of an ignored row. A label that is not in the vocabulary is a fault, and its loss shows it.
         inside = counted & (label >= 0) & (label < vocab)
         target = tl.load(row_ptr + label, mask=inside, other=float("nan")).to(tl.float32)
-        top, log_sum, total = _statistics(row_ptr, tl.where(counted, vocab, 0), SMOOTHS, STEPS, LANES)
+        top, exps, total = _statistics(row_ptr, tl.where(counted, vocab, 0), SMOOTHS, STEPS, LANES)
+        log_sum = tl.log(tl.where(counted, exps, 1.0))
         lse = tl.where(counted, top + log_sum, 0.0)
         loss = (top - target) + log_sum
         if SMOOTHS:
@@ -167,9 +168,9 @@ def _summarise(
         label = tl.load(labels_ptr + row)
         row_ptr = logits_ptr + tl.cast(row, tl.int64) * stride
         target = tl.load(row_ptr + label, mask=(label >= 0) & (label < vocab), other=0.0).to(tl.float32)
-        top, log_sum, total = _statistics(row_ptr, vocab, True, STEPS, LANES)
-        tl.store(lse_ptr + row, top + log_sum)
+        top, exps, total = _statistics(row_ptr, vocab, True, STEPS, LANES)
+        tl.store(lse_ptr + row, top + tl.log(exps))
         tl.store(label_ptr + row, target)
         tl.store(sum_ptr + row, total)
         # Of nothing but -inf, which a shard of padding holds, the running maximum saw nothing.
-        tl.store(largest_ptr + row, tl.where(log_sum == float("-inf"), float("-inf"), top))
+        tl.store(largest_ptr + row, tl.where(exps == 0, float("-inf"), top))

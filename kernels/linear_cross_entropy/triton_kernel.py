@@ -94,7 +94,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 torch.mm(logits_CV, weight_VD, out=grad_hidden_TD[part])
             if weight_sum is not None:
                 weight_sum.add_product(logits_CV.T, hidden_CD)
-        del logits_RV
         grad_weight_VD = None if weight_sum is None else weight_sum.result()
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(loss_T, correct_T)

@@ -12,10 +12,10 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from kernel_cases import cases
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from evocore.backends.cpu.device import CPUBackend
 from evocore.backends.cpu.kernels import KERNELS
 from evocore.kernels.attention import blocked, blocks, native
 from evocore.kernels.attention.documents import Run
@@ -26,6 +26,7 @@ from evocore.kernels.linear_cross_entropy import chunked
 from evocore.kernels.linear_cross_entropy.reference import linear_cross_entropy as linear_reference
 from evocore.ops.attention import CuSeqlens
 from evocore.ops.kernel import Kernel
+from evocore.testing.conformance import Checker, case_named, cases
 
 LOSS_OPTIONS = st.fixed_dictionaries(
     {"label_smoothing": st.sampled_from([0.0, 0.1]), "z_loss": st.sampled_from([0.0, 1e-2])}
@@ -110,7 +111,7 @@ def test_blocks_leave_out_what_the_mask_hides(window: int | None):
 @pytest.mark.parametrize("kernel", [k for k in KERNELS if k.op != "adamw"], ids=lambda k: f"{k.op}-{k.provider}")
 def test_recomputed_in_backward_it_gives_the_same_gradients(kernel: Kernel):
     """As activation checkpointing does, which lets a backward look at what it saved only once."""
-    call, function = cases(kernel.op)[0].make(torch.float32), kernel.load()
+    call, function = cases(kernel.op)[0].make(torch.float32), Checker(KERNELS, CPUBackend()).load(kernel)
 
     def total(*inputs: Tensor) -> Tensor:
         returned = function(*inputs, *call.constants, **call.options)
@@ -124,22 +125,22 @@ def test_recomputed_in_backward_it_gives_the_same_gradients(kernel: Kernel):
 
 
 @pytest.mark.parametrize(
-    ("op", "provider", "dtype", "kept"),
+    ("op", "provider", "case", "dtype", "kept"),
     [
-        ("attention", "blocked", torch.float32, 3),
-        ("rms_norm", "analytic", torch.float32, 1),
-        ("rms_norm", "analytic", torch.bfloat16, 1),
-        ("add_rms_norm", "analytic", torch.float32, 1),
-        ("rotary", "analytic", torch.float32, 0),
-        ("swiglu", "analytic", torch.float32, 2),
-        ("swiglu", "analytic", torch.bfloat16, 2),
-        ("geglu", "analytic", torch.float32, 3),
-        ("geglu", "analytic", torch.bfloat16, 2),
+        ("attention", "blocked", "causal", torch.float32, 3),
+        ("rms_norm", "analytic", "3x37-unit_offset-fp32_weight", torch.float32, 1),
+        ("rms_norm", "analytic", "3x37-unit_offset-fp32_weight", torch.bfloat16, 1),
+        ("add_rms_norm", "analytic", "3x37", torch.float32, 1),
+        ("rotary", "analytic", "3-pairs-of-7", torch.float32, 0),
+        ("swiglu", "analytic", "3x37", torch.float32, 2),
+        ("swiglu", "analytic", "3x37", torch.bfloat16, 2),
+        ("geglu", "analytic", "3x37-tanh", torch.float32, 3),
+        ("geglu", "analytic", "3x37-tanh", torch.bfloat16, 2),
     ],
 )
-def test_no_more_activations_are_kept_than_promised(op: str, provider: str, dtype: torch.dtype, kept: int):
+def test_no_more_activations_are_kept_than_promised(op: str, provider: str, case: str, dtype: torch.dtype, kept: int):
     (function,) = (kernel.load() for kernel in KERNELS if (kernel.op, kernel.provider) == (op, provider))
-    call = cases(op)[-2 if op == "geglu" else 0 if op == "attention" else -1].make(dtype)
+    call = case_named(op, case).make(dtype)
     least = min(x.numel() for x in call.inputs if x.shape[0] == call.inputs[0].shape[0])
     saved: list[Tensor] = []
 

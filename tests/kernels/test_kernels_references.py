@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import Case, adamw_tensors, cases
 from torch import Tensor
 
+from evocore.backends.cpu.device import CPUBackend
 from evocore.backends.cpu.kernels import KERNELS
 from evocore.kernels.adamw.reference import adamw
 from evocore.kernels.attention.reference import attention
@@ -25,6 +25,9 @@ from evocore.kernels.rotary.reference import rotary
 from evocore.kernels.swiglu.reference import swiglu
 from evocore.ops.attention import CuSeqlens
 from evocore.ops.kernel import Kernel
+from evocore.testing.conformance import Case, Checker, case_named, cases
+
+CHECKER = Checker(KERNELS, CPUBackend())
 
 
 def assert_close(found: Tensor, expected: Tensor) -> None:
@@ -62,7 +65,7 @@ def dense_attention(
     return out
 
 
-@pytest.mark.parametrize("case", [case for case in cases("attention") if case.small], ids=str)
+@pytest.mark.parametrize("case", cases("attention"), ids=str)
 def test_attention_is_a_masked_softmax_over_all_pairs(case: Case):
     example = case.make(torch.float64)
     assert_close(attention(*example.inputs, **example.options), dense_attention(*example.inputs, **example.options))
@@ -114,7 +117,7 @@ def test_rotary_keeps_norms(tokens: int, heads: int, pairs: int, rest: int, inte
     generator = torch.Generator().manual_seed(seed)
     x_TNH = torch.randn(tokens, heads, 2 * pairs + rest, generator=generator, dtype=torch.float64)
     angles_TP = 100 * torch.randn(tokens, pairs, generator=generator, dtype=torch.float64)
-    for kernel in (kernel for kernel in KERNELS if kernel.op == "rotary"):
+    for kernel in _in_float64("rotary"):
         out_TNH = kernel.load()(x_TNH, angles_TP.cos(), angles_TP.sin(), interleaved=interleaved)
         assert_close(out_TNH.norm(dim=-1), x_TNH.norm(dim=-1))
 
@@ -166,7 +169,7 @@ def test_linear_cross_entropy_is_the_loss_of_the_logits(randn):
 
 
 def test_adamw_is_that_of_pytorch():
-    params, gradients = adamw_tensors(torch.float64)
+    params, gradients = case_named("adamw", "shapes").make(torch.float64).constants
     theirs = [torch.nn.Parameter(x.clone()) for x in params]
     options = {"eps": 1e-6, "weight_decay": 0.1}
     optimizer = torch.optim.AdamW(theirs, lr=0.05, betas=(0.8, 0.95), foreach=False, **options)
@@ -199,7 +202,7 @@ def test_packed_documents_do_not_see_each_other(
     k_SKH, v_SKH = torch.randn(2, sum(k_lengths), 2, 4, generator=generator, dtype=torch.float64)
     options = {"causal": causal, "window": window if causal else None}
     q_cuts, k_cuts = [0, *accumulate(q_lengths)], [0, *accumulate(k_lengths)]
-    for kernel in (kernel for kernel in KERNELS if kernel.op == "attention"):
+    for kernel in _in_float64("attention"):
         function = kernel.load()
         packed_TNH = function(
             q_TNH, k_SKH, v_SKH, q_documents=CuSeqlens.of(q_cuts), k_documents=CuSeqlens.of(k_cuts), **options
@@ -216,19 +219,23 @@ def test_packed_documents_do_not_see_each_other(
             assert_close(packed_TNH[start:end], alone_TNH)
 
 
+def _in_float64(op: str) -> list[Kernel]:
+    return [kernel for kernel in KERNELS if kernel.op == op and torch.float64 in kernel.dtypes]
+
+
 def _numeric() -> list[object]:
     return [
         pytest.param(kernel, case, id=f"{kernel.op}-{kernel.provider}-{case}")
         for kernel in KERNELS
         if kernel.op != "adamw" and kernel.provider != "reference" and torch.float64 in kernel.dtypes
-        for case in cases(kernel.op)
-        if case.small and not case.mixed and kernel.supports(case.make(torch.float64).request) is None
+        for case in cases(kernel.op, torch.float64)
+        if kernel.supports(case.make(torch.float64).request) is None
     ]
 
 
 @pytest.mark.parametrize(("kernel", "case"), _numeric())
 def test_gradients_are_those_of_finite_differences(kernel: Kernel, case: Case):
-    example, function = case.make(torch.float64), kernel.load()
+    example, function = case.make(torch.float64), CHECKER.load(kernel)
 
     def differentiable(*inputs: Tensor) -> tuple[Tensor, ...]:
         returned = function(*inputs, *example.constants, **example.options)

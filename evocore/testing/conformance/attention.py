@@ -47,11 +47,11 @@ def _attention(
     return Example(request, inputs, 3, options=call | {"blocks": blocks}, whole={"blocks": 1}, also=also)
 
 
-SEVERAL, CACHE = [3, 0, 5, 5, 1, 0], [4, 2, 5, 9, 6, 0]
+SEVERAL, CACHE = [3, 0, 5, 5, 0], [4, 2, 5, 9, 6]
 FULL: dict[str, Any] = {"causal": False}
 FEW: dict[str, Any] = {"heads": 2, "kv_heads": 1}
 REPRESENTATIVE = {
-    "attention": {"grouped", "cache", "everything"},
+    "attention": {"grouped", "everything"},
     "attention_block": {"cache", "two-blocks-ring-step"},
 }
 
@@ -60,7 +60,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "full": {"queries": [9], "heads": 2, "width": 8, **FULL},
     "grouped": {"queries": [7], "heads": 6},
     "one-kv-head-full": {"queries": [7], "kv_heads": 1, **FULL},
-    "documents": {"queries": SEVERAL},
+    "documents": {"queries": SEVERAL, **FEW},
     "documents-full": {"queries": SEVERAL, **FEW, **FULL},
     "cache": {"queries": SEVERAL, "keys": CACHE, **FEW},
     "cache-full": {"queries": SEVERAL, "keys": CACHE, **FEW, **FULL},
@@ -73,7 +73,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "softcap": {"queries": [8, 3], **FEW, "softcap": 1.5},
     "scale": {"queries": [8, 3], **FEW, "scale": 0.9},
     "odd-heads": {"queries": [6, 3], "heads": 3, "kv_heads": 1, "width": 20},
-    "everything": {"queries": SEVERAL, "keys": CACHE, "window": 3, "softcap": 2.0, "scale": 0.7},
+    "everything": {"queries": SEVERAL, "keys": CACHE, **FEW, "window": 3, "softcap": 2.0, "scale": 0.7},
 }
 EMPTY: dict[str, dict[str, Any]] = {
     "empty": {"queries": [0], "width": 8},
@@ -100,7 +100,7 @@ LARGE: dict[str, dict[str, Any]] = {
 BLOCK_ONLY: dict[str, dict[str, Any]] = {
     "two-blocks-full": {"queries": [8, 3], "keys": [9, 6], **FEW, "blocks": 2, **FULL},
     "two-blocks-one-without-keys": {"queries": [4, 2, 3], "keys": [1, 0, 6], **FEW, "blocks": 2, **FULL},
-    "two-blocks-ring-step": {"queries": SEVERAL, "keys": CACHE, **FEW, "blocks": 2},
+    "two-blocks-ring-step": {"queries": [2, 0, 3], "keys": [4, 1, 3], **FEW, "blocks": 2},
     "two-blocks-softcap": {"queries": [6, 3], "keys": [9, 6], **FEW, "blocks": 2, "softcap": 2.0, **FULL},
 }
 BLOCK_ONLY_LARGE: dict[str, dict[str, Any]] = {
@@ -138,8 +138,8 @@ def _draw(choices: Choices, block: bool = False) -> Recipe:
     causal = not choices.flag()
     queries, keys = [], []
     for _ in range(choices.integer(1, 3)):
-        queries.append(choices.integer(0, 7))
-        keys.append(choices.integer(queries[-1] if causal else 0, 12))
+        queries.append(choices.integer(0, 5))
+        keys.append(choices.integer(queries[-1] if causal else 0, 8))
     kv_heads = choices.integer(1, 2)
     options: dict[str, Any] = {"causal": causal, "softcap": choices.one_of((None, 1.5))}
     if block:
@@ -150,7 +150,7 @@ def _draw(choices: Choices, block: bool = False) -> Recipe:
         _attention,
         queries=queries,
         keys=keys,
-        heads=kv_heads * choices.integer(1, 3),
+        heads=kv_heads * choices.integer(1, 2),
         kv_heads=kv_heads,
         width=choices.integer(1, 18),
         scale=choices.one_of((None, 0.6)),

@@ -70,8 +70,8 @@ def numbers_of(label: str) -> list[int] | None:
 
 
 def simpler(made: Sequence[int]) -> Iterator[list[int]]:
-    """Choices like these with one made smaller, the boldest attempts first."""
-    for shrink in (lambda n: 0, lambda n: n // 2, lambda n: n - 1):
+    """Choices like these with one made smaller, the boldest attempts first: to 0, by a half, a quarter, ... , one."""
+    for halvings in range(max(made, default=0).bit_length()):
         for index, number in enumerate(made):
-            if number and shrink(number) < number:
-                yield [*made[:index], shrink(number), *made[index + 1 :]]
+            if number >> halvings:
+                yield [*made[:index], number - (number >> halvings), *made[index + 1 :]]

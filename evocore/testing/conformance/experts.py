@@ -144,8 +144,7 @@ def _routed_cases(op: str, recipe: Callable[..., Example], *flags: str) -> tuple
             empty=label == "empty",
         )
         for label, sizes in (ROUTED | ROUTED_LARGE).items()
-        for more in ((), flags)
-        if more == () or flags
+        for more in dict.fromkeys(((), flags))
     )
 
 

@@ -149,7 +149,7 @@ GRIDS = {
             _shard,
             {
                 "2x5-of-10": {"tokens": 2, "vocab": 5, "shards": 2},
-                "13x19-of-38": {"tokens": 13, "vocab": 19, "shards": 2},
+                "8x19-of-38": {"tokens": 8, "vocab": 19, "shards": 2},
             },
             {"17x32000-of-64000": {"tokens": 17, "vocab": 32000, "shards": 2}},
         ),
@@ -162,7 +162,7 @@ GRIDS = {
             _linear,
             {
                 "2x3x5": {"tokens": 2, "width": 3, "vocab": 5},
-                "13x8x37": {"tokens": 13, "width": 8, "vocab": 37},
+                "9x8x37": {"tokens": 9, "width": 8, "vocab": 37},
             },
             {
                 "65x256x32003": {"tokens": 65, "width": 256, "vocab": 32003},

@@ -13,7 +13,7 @@ FAMILIES = {"INTERNLM2", "LLAMA2"}
 
 HONOURED = """
 JOB_NAME model_type backend kernels seed run_folder use_fp32_norm cudnn_deterministic enable_tb
-tensorboard_folder parallel.zero1.size
+tensorboard_folder parallel.zero1.size kernels_check.every kernels_check.ops kernels_check.fingerprints
 data.seq_len data.micro_bsz data.micro_num data.packed_length data.gradient_accumulation data.batch_size
 data.total_steps data.valid_every data.valid_max_packs data.pack_sample_into_one data.use_packed_dataset
 data.skip_batches data.rampup_batch_size data.min_length data.min_length_dict data.train_folder data.valid_folder
