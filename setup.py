@@ -70,6 +70,7 @@ setup(
             "cpu = evocore.backends.cpu.plugin",
             "cuda = evocore.backends.cuda.plugin",
             "decoders = evocore.models.plugin",
+            "npu = evocore.backends.npu.plugin",
         ],
     },
 )

@@ -1,11 +1,30 @@
-"""Fixtures for tests of evocore and of its plug-ins: ``pytest -p evocore.testing.pytest_plugin``."""
+"""Fixtures and settings for tests of evocore and of its plug-ins: ``pytest -p evocore.testing.pytest_plugin``."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addini(
+        "evocore_environment",
+        "NAME=VALUE lines: variables that some package reads when it is imported, whichever test imports it first",
+        type="linelist",
+        default=[],
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Set what ``evocore_environment`` lists, unless the user has set it otherwise."""
+    for line in config.getini("evocore_environment"):
+        name, equals, value = line.partition("=")
+        if not (name.strip() and equals):
+            raise pytest.UsageError(f"evocore_environment holds {line!r}: it takes NAME=VALUE lines")
+        os.environ.setdefault(name.strip(), value.strip())
 
 
 @pytest.fixture(scope="session")

@@ -145,7 +145,7 @@ def _products(
     """``out[rows of e] = a[rows of e] @ b[e]``, with the rows of nobody as group number E."""
     group = tl.arange(0, GROUPS)
     group_end = tl.load(ends_ptr + group, mask=group < experts, other=rows)
-    group_start = tl.load(ends_ptr + group - 1, mask=(group > 0) & (group <= experts), other=0)
+    group_start = tl.load(ends_ptr + tl.maximum(group - 1, 0), mask=(group > 0) & (group <= experts), other=0)
     group_start = tl.where(group > experts, rows, group_start)
     group_tiles = tl.cdiv(group_end - group_start, BLOCK_R)
     tiles_to = tl.cumsum(group_tiles, 0)

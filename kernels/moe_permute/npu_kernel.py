@@ -4,9 +4,12 @@ The sort happens in the operator. It knows no dropped choices: they are counted 
 their rows and weights are masked.
 """
 
+from typing import Any
+
 import torch
 import torch_npu
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from evocore.ops.grouped_linear import Groups
 from evocore.ops.moe import Permutation
@@ -19,21 +22,47 @@ def moe_permute(x_TD: Tensor, experts_TK: Tensor, *, experts: int) -> tuple[Tens
         return x_TD.repeat_interleave(experts_TK.shape[1], 0), _permutation(row_R, indices_TK, experts)
     rows_RD, row_R = torch_npu.npu_moe_token_permute(x_TD.contiguous(), indices_TK)
     permutation = _permutation(row_R, indices_TK, experts)
-    nobody_R = torch.arange(len(rows_RD), device=rows_RD.device) >= permutation.groups.ends_E[-1]
-    return rows_RD.masked_fill(nobody_R[:, None], 0), permutation
+    return rows_RD.masked_fill(_nobody(rows_RD, permutation), 0), permutation
 
 
 def moe_unpermute(rows_RD: Tensor, permutation: Permutation, weights_TK: Tensor) -> Tensor:
-    kept_TK = permutation.row_TK < permutation.groups.ends_E[-1]
-    if rows_RD.numel() == 0:
-        return rows_RD.new_zeros(len(kept_TK), rows_RD.shape[1]) + rows_RD.sum() + 0 * weights_TK.sum()
-    nobody_R = torch.arange(len(rows_RD), device=rows_RD.device) >= permutation.groups.ends_E[-1]
-    y_TD: Tensor = torch_npu.npu_moe_token_unpermute(
-        rows_RD.masked_fill(nobody_R[:, None], 0),  # whatever stands there, times a weight of 0, could still be nan
-        permutation.row_TK.flatten(),
-        probs=weights_TK.masked_fill(~kept_TK, 0).to(rows_RD.dtype),
-    )
+    y_TD: Tensor = _Unpermute.apply(rows_RD, weights_TK, permutation)
     return y_TD
+
+
+class _Unpermute(torch.autograd.Function):
+    """The operator forward; backward apart, since the operator rounds the gradient of the weights to bfloat16."""
+
+    @staticmethod
+    def forward(ctx: Any, rows_RD: Tensor, weights_TK: Tensor, permutation: Permutation) -> Tensor:
+        ctx.save_for_backward(rows_RD, weights_TK)
+        ctx.permutation = permutation
+        if rows_RD.numel() == 0:
+            return rows_RD.new_zeros(len(weights_TK), rows_RD.shape[1])
+        dropped_TK = permutation.row_TK >= permutation.groups.ends_E[-1]
+        y_TD: Tensor = torch_npu.npu_moe_token_unpermute(
+            rows_RD.masked_fill(_nobody(rows_RD, permutation), 0),  # times 0, what stands there could still be nan
+            permutation.row_TK.flatten(),
+            probs=weights_TK.masked_fill(dropped_TK, 0).to(rows_RD.dtype),
+        )
+        return y_TD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, Tensor, None]:
+        (rows_RD, weights_TK), permutation = ctx.saved_tensors, ctx.permutation
+        source_R, top_k = permutation.source_R.long(), weights_TK.shape[1]
+        grad_RD = grad_TD.float()[source_R // max(1, top_k)]
+        nobody_R1 = _nobody(rows_RD, permutation)
+        grad_rows_RD = (grad_RD * weights_TK.flatten().float()[source_R][:, None]).masked_fill(nobody_R1, 0)
+        grad_weight_R = (grad_RD * rows_RD.float()).masked_fill(nobody_R1, 0).sum(-1)
+        grad_weights_TK = grad_weight_R[permutation.row_TK.long()]
+        return grad_rows_RD.to(rows_RD.dtype), grad_weights_TK.to(weights_TK.dtype), None
+
+
+def _nobody(rows_RD: Tensor, permutation: Permutation) -> Tensor:
+    """``[R, 1]``, the rows of dropped choices."""
+    return (torch.arange(len(rows_RD), device=rows_RD.device) >= permutation.groups.ends_E[-1])[:, None]
 
 
 def _permutation(row_R: Tensor, indices_TK: Tensor, experts: int) -> Permutation:

@@ -53,5 +53,8 @@ def _half(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
 
 
 def _interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    pairs = torch.view_as_complex(x.contiguous().unflatten(-1, (-1, 2)))
+    x = x.contiguous()
+    if x.storage_offset() % 2:  # complex numbers lie at even places only
+        x = x.clone()
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
