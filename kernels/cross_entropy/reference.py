@@ -47,7 +47,7 @@ def _shard_backward(
     x_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
     lse_T1, scale_T1 = lse_T.to(x_TV.dtype)[:, None], scale_T.to(x_TV.dtype)[:, None]
     slope_TV = (1 + 2 * z_loss * lse_T1) * (x_TV - lse_T1).exp()
-    target_TV = (1 - label_smoothing) * _is_label(x_TV, labels_T) + label_smoothing / vocab
+    target_TV = (1 - label_smoothing) * _is_label(x_TV, labels_T).to(x_TV.dtype) + label_smoothing / vocab
     return (scale_T1 * (slope_TV - target_TV)).to(logits_TV.dtype).contiguous()
 
 

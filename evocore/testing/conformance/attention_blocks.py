@@ -35,7 +35,9 @@ def differentiable(kernel: AttentionBlock) -> Callable[..., tuple[Tensor, Tensor
 
     def attention_block(q_TNH: Tensor, k_SKH: Tensor, v_SKH: Tensor, *, blocks: int, **options: Any) -> Any:
         parts = _halves(k_SKH.device, **options) if blocks == 2 else [_Part(None, options)]
-        return _Attention.apply(kernel, parts, q_TNH, k_SKH, v_SKH)
+        out_TNH, lse_TN = _Attention.apply(kernel, parts, q_TNH, k_SKH, v_SKH)
+        # The scores are products in the precision of the activations, and so is what becomes of them to be judged.
+        return out_TNH, lse_TN.to(q_TNH.dtype)
 
     return attention_block
 
@@ -71,6 +73,12 @@ class _Attention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         first, *rest = [kernel.forward(q_TNH, part.of(k_SKH), part.of(v_SKH), **part.options) for part in parts]
         out_TNH, lse_TN = first
+        statistics = torch.promote_types(q_TNH.dtype, torch.float32)
+        if (lse_TN.shape, lse_TN.dtype) != (q_TNH.shape[:2], statistics):
+            raise ContractError(
+                f"forward gives a log-sum-exp of {lse_TN.dtype} {list(lse_TN.shape)}, "
+                f"expected {statistics} {list(q_TNH.shape[:2])}"
+            )
         for other_TNH, other_lse_TN in rest:
             out_TNH, lse_TN = merge_attention(out_TNH, lse_TN, other_TNH, other_lse_TN)
         ctx.save_for_backward(q_TNH, k_SKH, v_SKH, out_TNH, lse_TN)
