@@ -109,7 +109,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TNH: Tensor) -> tuple[Tensor | None, ...]:
-        return (*_backward(grad_TNH, *ctx.saved_tensors, ctx.plan, ctx.terms, None), None, None)
+        q_TNH, k_SKH, v_SKH = ctx.saved_tensors
+        return (*_backward(grad_TNH, q_TNH, k_SKH, v_SKH, ctx.plan, ctx.terms, None), None, None)
 
 
 def _terms(q_TNH: Tensor, causal: bool, window: int | None, softcap: float | None, scale: float | None) -> Terms:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from evocore.ops.attention import CuSeqlens
 
+Side = Literal["queries", "keys"]
 FIELDS = 5
 """Numbers of a task: the document's first query token, its queries, its first key token, its keys; the tile's start,
 counted in the document."""
@@ -32,7 +33,7 @@ class TileTables:
 
     def of(
         self,
-        side: Literal["queries", "keys"],
+        side: Side,
         size: int,
         q_documents: CuSeqlens,
         k_documents: CuSeqlens,
@@ -40,7 +41,7 @@ class TileTables:
         window: int | None,
         device: torch.device,
     ) -> Tensor:
-        """``[tiles, FIELDS]``, int32, on ``device``: every tile of ``size`` queries or keys, those with most work first."""
+        """``[tiles, FIELDS]``, int32, on ``device``: all tiles of ``size`` queries or keys, most work first."""
         tables = self._tables.setdefault(q_documents, WeakKeyDictionary()).setdefault(k_documents, {})
         wanted = (side, size, causal, window, device)
         if wanted not in tables:
@@ -51,7 +52,7 @@ class TileTables:
 
 
 def tile_table(
-    side: Literal["queries", "keys"],
+    side: Side,
     size: int,
     q_documents: CuSeqlens,
     k_documents: CuSeqlens,

@@ -3,6 +3,8 @@
 Two kernels, one that owns a tile of queries and sums their gradient over blocks of keys, one that owns a tile of keys
 and sums theirs over blocks of queries. Each computes the scores for itself: sums stay in registers and in a fixed
 order, where one kernel for both would need atomic additions, whose order changes from run to run.
+
+Blocks without a mask come first, as in the forward.
 """
 
 import triton
@@ -29,8 +31,8 @@ def statistics_kernel(
 ):  # fmt: skip
     """What the other kernels need of each query, ``[N, T]``.
 
-    ``delta`` is the sum over H of output times gradient, ``base`` the log-sum-exp in base 2, plus infinity for a query
-    that sees no key: ``exp2(score - base)`` is then 0 and never ``-inf - -inf``.
+    ``delta`` is the sum over H of output times gradient, ``base`` the log-sum-exp in base 2, plus infinity for a
+    query that sees no key: ``exp2(score - base)`` is then 0 and never ``-inf - -inf``.
     """
     for turn in range(share(tl.cdiv(tokens, ROWS) * heads)):
         task = task_of(turn)
@@ -77,12 +79,14 @@ def queries_kernel(
             start, queries, keys, window, QUERIES, KEYS, CAUSAL, WINDOW
         )  # fmt: skip
         grad_q = _sum_over_keys(
-            grad_q, q, grad, base, delta, query, queries, k_base, v_base, keys, k_token, v_token, inner, outer, window,
+            grad_q, q, grad, base, delta, query, queries, k_base, v_base, keys, k_token, v_token,
+            inner, outer, window,
             whole_first, whole_stop, whole_stop, 0,
             False, CAUSAL, WINDOW, SOFTCAP, EXACT, H, WIDTH, KEYS,
         )  # fmt: skip
         grad_q = _sum_over_keys(
-            grad_q, q, grad, base, delta, query, queries, k_base, v_base, keys, k_token, v_token, inner, outer, window,
+            grad_q, q, grad, base, delta, query, queries, k_base, v_base, keys, k_token, v_token,
+            inner, outer, window,
             first, stop - (whole_stop - whole_first), whole_first, whole_stop - whole_first,
             True, CAUSAL, WINDOW, SOFTCAP, EXACT, H, WIDTH, KEYS,
         )  # fmt: skip
@@ -97,7 +101,7 @@ def _sum_over_keys(
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, EXACT: tl.constexpr,
     H: tl.constexpr, WIDTH: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Blocks of keys from ``first`` to ``stop``; from ``gap`` on ``skipped`` of them are left out, as in the forward."""
+    """Blocks of keys from ``first`` to ``stop``, ``skipped`` of them left out from ``gap`` on, as in the forward."""
     for index in range(first, stop):
         block = index
         if MASKED:

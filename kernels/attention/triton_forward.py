@@ -1,7 +1,8 @@
 """Forward of Triton's attention: a tile of queries walks over the keys that it sees (Dao, 2023, algorithm 1).
 
 A task is a tile of queries of one document and one head. Blocks of keys that all its queries see need no mask and are
-most of the work, so they have a loop of their own.
+most of the work, so they have a loop of their own. It comes first: the other way round NVIDIA's assembler loses track
+of the sums between the loops and waits for each product before it starts the next.
 """
 
 import triton
@@ -55,12 +56,12 @@ def forward_kernel(
             whole_first, whole_stop, whole_stop, 0,
             False, CAUSAL, WINDOW, SOFTCAP, EXACT, H, WIDTH, KEYS,
         )  # fmt: skip
-
         mixed, top, total = _mix(
             mixed, top, total, q, query, queries, k_base, v_base, keys, k_token, v_token, inner, outer, window,
             first, stop - (whole_stop - whole_first), whole_first, whole_stop - whole_first,
             True, CAUSAL, WINDOW, SOFTCAP, EXACT, H, WIDTH, KEYS,
         )  # fmt: skip
+
         total = tl.where(total == 0.0, 1.0, total)  # of a query that sees no key, whose ``top`` is minus infinity
         out_base = out_ptr + q_first * out_token + head * out_head
         store_rows(out_base, mixed / total[:, None], start, queries, out_token, QUERIES, WIDTH, H)

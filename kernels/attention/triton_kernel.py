@@ -9,11 +9,10 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from evocore.kernels.attention.schedule import FIELDS, TileTables
+from evocore.kernels.attention.schedule import FIELDS, Side, TileTables
 from evocore.kernels.attention.triton_backward import keys_kernel, queries_kernel, statistics_kernel
 from evocore.kernels.attention.triton_forward import forward_kernel
 from evocore.kernels.launch import AttentionTiles, Launch
@@ -163,7 +162,7 @@ class FlashAttention:
         result_2NT = grad.new_empty(2, heads, tokens, dtype=torch.float32)
         width = _width(grad)
         rows = max(1, self._launch.elements // width)
-        tasks = triton.cdiv(tokens, rows) * heads
+        tasks = -(-tokens // rows) * heads
         if tasks:
             statistics_kernel[(self._launch.programs(grad.device, tasks),)](
                 grad, out, lse_TN, *result_2NT, tokens, heads, *_strides(grad, out), *lse_TN.stride(),
@@ -207,7 +206,7 @@ class FlashAttention:
             )  # fmt: skip
         return grad_k_SKH, grad_v_SKH
 
-    def _table(self, side: Any, size: int, problem: Problem, device: torch.device) -> Tensor:
+    def _table(self, side: Side, size: int, problem: Problem, device: torch.device) -> Tensor:
         q_documents, k_documents, causal, window, *_ = problem
         return self._tables.of(side, size, q_documents, k_documents, causal, window, device)
 
@@ -234,7 +233,7 @@ def _constants(q: Tensor, problem: Problem, tiles: AttentionTiles) -> dict[str, 
 
 def _width(x_TNH: Tensor) -> int:
     """The head size as the tiles have it."""
-    return max(SMALLEST, triton.next_power_of_2(x_TNH.shape[2]))
+    return max(SMALLEST, 1 << (x_TNH.shape[2] - 1).bit_length())
 
 
 def _dense_rows(x_TNH: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import triton.language as tl
 
 
 @triton.jit
-def share(tasks):
+def share(tasks: tl.tensor) -> tl.tensor:
     """How many of the tasks are this program's."""
     program, programs = tl.program_id(0), tl.num_programs(0)
     turns = tasks // programs
@@ -18,7 +18,7 @@ def share(tasks):
 
 
 @triton.jit
-def task_of(turn):
+def task_of(turn: tl.tensor) -> tl.tensor:
     """This program's task at its ``turn``.
 
     Programs take turns there and back: tasks come with the longest first, so a fixed order would give the first
@@ -29,7 +29,9 @@ def task_of(turn):
 
 
 @triton.jit
-def read_tile(table_ptr, tile, FIELDS: tl.constexpr):
+def read_tile(
+    table_ptr: tl.tensor, tile: tl.tensor, FIELDS: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """``(first query token, queries, first key token, keys, start of the tile)``."""
     row_ptr = table_ptr + tile * FIELDS
     return (
@@ -43,9 +45,16 @@ def read_tile(table_ptr, tile, FIELDS: tl.constexpr):
 
 @triton.jit
 def load_rows(
-    ptr, first, stop, stride, ROWS: tl.constexpr, WIDTH: tl.constexpr, H: tl.constexpr, CHECKED: tl.constexpr
-):
-    """Rows ``first ...`` of ``[rows, H]`` as ``[ROWS, WIDTH]``, zeros beyond H and, if CHECKED, from row ``stop`` on."""
+    ptr: tl.tensor,
+    first: tl.tensor,
+    stop: tl.tensor,
+    stride: tl.tensor,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    H: tl.constexpr,
+    CHECKED: tl.constexpr,
+) -> tl.tensor:
+    """Rows ``first ...`` of ``[rows, H]`` as ``[ROWS, WIDTH]``, zeros beyond H and, if CHECKED, from ``stop`` on."""
     rows, columns = tl.arange(0, ROWS), tl.arange(0, WIDTH)
     ptrs = ptr + first.to(tl.int64) * stride + (rows[:, None] * stride + columns[None, :])
     if CHECKED and H != WIDTH:
@@ -59,7 +68,16 @@ def load_rows(
 
 
 @triton.jit
-def store_rows(ptr, values, first, stop, stride, ROWS: tl.constexpr, WIDTH: tl.constexpr, H: tl.constexpr):
+def store_rows(
+    ptr: tl.tensor,
+    values: tl.tensor,
+    first: tl.tensor,
+    stop: tl.tensor,
+    stride: tl.tensor,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    H: tl.constexpr,
+) -> None:
     """The reverse of ``load_rows``."""
     rows, columns = tl.arange(0, ROWS), tl.arange(0, WIDTH)
     ptrs = ptr + first.to(tl.int64) * stride + (rows[:, None] * stride + columns[None, :])
@@ -69,9 +87,15 @@ def store_rows(ptr, values, first, stop, stride, ROWS: tl.constexpr, WIDTH: tl.c
 
 @triton.jit
 def keys_seen(
-    start, queries, keys, window,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
-):  # fmt: skip
+    start: tl.tensor,
+    queries: tl.tensor,
+    keys: tl.tensor,
+    window: tl.tensor,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """Which blocks of KEYS keys the QUERIES queries from ``start`` on see.
 
     Returns:
@@ -95,9 +119,15 @@ def keys_seen(
 
 @triton.jit
 def queries_seeing(
-    start, queries, keys, window,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
-):  # fmt: skip
+    start: tl.tensor,
+    queries: tl.tensor,
+    keys: tl.tensor,
+    window: tl.tensor,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
     """The same for the KEYS keys from ``start`` on and the blocks of QUERIES queries that see them."""
     ahead = keys - queries
     last = tl.minimum(start + KEYS, keys) - 1
@@ -115,7 +145,15 @@ def queries_seeing(
 
 
 @triton.jit
-def visible(query, key, queries, keys, window, CAUSAL: tl.constexpr, WINDOW: tl.constexpr):
+def visible(
+    query: tl.tensor,
+    key: tl.tensor,
+    queries: tl.tensor,
+    keys: tl.tensor,
+    window: tl.tensor,
+    CAUSAL: tl.constexpr,
+    WINDOW: tl.constexpr,
+) -> tl.tensor:
     """Whether ``query`` sees ``key``, both counted in their document; they broadcast."""
     seen = (query < queries) & (key < keys)
     if CAUSAL:
@@ -126,7 +164,7 @@ def visible(query, key, queries, keys, window, CAUSAL: tl.constexpr, WINDOW: tl.
 
 
 @triton.jit
-def tanh(x, EXACT: tl.constexpr):
+def tanh(x: tl.tensor, EXACT: tl.constexpr) -> tl.tensor:
     """Hyperbolic tangent.
 
     Near 0 the difference below loses digits, by at most 6e-8 in all. Where that matters (EXACT) the series serves
