@@ -2,7 +2,6 @@
 
     python ci/bench/data.py [--tokens 4000000] [--runs 7] [--json]
 
-Two datasets of the same documents are made on the spot: log-normal lengths (median 550 tokens), ids of five digits;
 Two datasets of the same documents are made on the spot: log-normal lengths (median 550 tokens), ids of five digits,
 ``json.loads`` over InternEvo's lines is timed in turn with it, so that the ratio holds on any machine. A pack costs a
 fixed time besides that of its tokens, hence the shapes: seq_len x micro_bsz.
