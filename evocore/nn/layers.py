@@ -5,7 +5,7 @@ Shapes: T tokens, D width of the input, F width of the output, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +23,25 @@ class Linear(nn.Module):
     Args:
         role: what the weight is for.
         init_std: standard deviation of the initial weights; the bias starts at zero.
+        segments: names and lengths of the runs of rows that the weight is made of, where it is several projections in
+            one: rows of one name belong together in their order. None for a single projection.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, *, role: Role, dtype: torch.dtype, init_std: float, bias: bool = False
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        role: Role,
+        dtype: torch.dtype,
+        init_std: float,
+        bias: bool = False,
+        segments: Sequence[tuple[str, int]] | None = None,
     ) -> None:
         super().__init__()
         self.role, self.init_std = role, init_std
+        self.segments = tuple(segments or [(role.value, outputs)])
+        assert sum(rows for _, rows in self.segments) == outputs, (self.segments, outputs)
         self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(outputs, dtype=dtype)) if bias else None
 

@@ -6,39 +6,50 @@ Shapes: T tokens, D hidden, N query heads, K key-value heads, H head size, G = N
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from evocore.models.decoder.cache import KeyValueCache
 from evocore.models.decoder.spec import DecoderSpec
-from evocore.nn.binding import UsesOps
 from evocore.nn.layers import Linear
+from evocore.nn.projecting import Projecting
 from evocore.nn.roles import Role
 from evocore.ops.attention import AttentionRequest, CuSeqlens
 from evocore.ops.kernel import Request
 from evocore.ops.rotary import RotaryRequest
 
 
-class SelfAttention(UsesOps):
-    """``wo(attention(rotary(q), rotary(k), v))``."""
+class SelfAttention(Projecting):
+    """``wo(attention(rotary(q), rotary(k), v))``.
 
+    Attributes:
+        heads, kv_heads: of the projections.
+        head_parts: ranks among which ``attention`` itself is divided by heads while projections are not.
+    """
+
+    divided: ClassVar[tuple[str, ...]] = ("heads", "kv_heads")
+    wq: Linear
+    wk: Linear
+    wv: Linear
     attention: Callable[..., Tensor]
     rotary: Callable[..., Tensor]
 
     def __init__(self, spec: DecoderSpec, layer: int) -> None:
         super().__init__()
-        self.layer, self.interleaved = layer, spec.rope_interleaved
+        self.layer, self.interleaved, self.head_parts = layer, spec.rope_interleaved, 1
         self.heads, self.kv_heads, self.head_dim = spec.heads, spec.kv_heads, spec.head_dim
         self.dtype = spec.numerics.dtype
         options: dict[str, Any] = dict(role=Role.QKV, dtype=self.dtype, init_std=spec.init.qkv, bias=spec.qkv_bias)
         self.fused = spec.fused_qkv
         if self.fused:
-            self.wqkv = Linear(spec.hidden, (spec.heads + 2 * spec.kv_heads) * spec.head_dim, **options)
+            group = [("q", spec.heads // spec.kv_heads * spec.head_dim), ("k", spec.head_dim), ("v", spec.head_dim)]
+            rows = (spec.heads + 2 * spec.kv_heads) * spec.head_dim
+            self.wqkv = Linear(spec.hidden, rows, segments=group * spec.kv_heads, **options)
         else:
-            self.wq = Linear(spec.hidden, spec.heads * spec.head_dim, **options)
-            self.wk = Linear(spec.hidden, spec.kv_heads * spec.head_dim, **options)
-            self.wv = Linear(spec.hidden, spec.kv_heads * spec.head_dim, **options)
+            for name, heads in (("q", spec.heads), ("k", spec.kv_heads), ("v", spec.kv_heads)):
+                rows = heads * spec.head_dim
+                setattr(self, f"w{name}", Linear(spec.hidden, rows, segments=[(name, rows)], **options))
         self.wo = Linear(
             spec.heads * spec.head_dim,
             spec.hidden,
@@ -50,7 +61,9 @@ class SelfAttention(UsesOps):
 
     def requests(self) -> dict[str, Request]:
         return {
-            "attention": AttentionRequest(self.dtype, self.heads, self.kv_heads, self.head_dim),
+            "attention": AttentionRequest(
+                self.dtype, self.heads // self.head_parts, max(1, self.kv_heads // self.head_parts), self.head_dim
+            ),
             "rotary": RotaryRequest(self.dtype, self.head_dim, self.head_dim // 2, self.interleaved),
         }
 
@@ -65,17 +78,17 @@ class SelfAttention(UsesOps):
             k_TKH, v_TKH = cache.append(self.layer, k_TKH, v_TKH, documents)
             k_documents = cache.documents
         mixed_TNH = self.attention(q_TNH, k_TKH, v_TKH, q_documents=documents, k_documents=k_documents)
-        out_TD: Tensor = self.wo(mixed_TNH.flatten(1))
-        return out_TD
+        return self.fan_in(mixed_TNH.flatten(1), self.wo)
 
     def _project(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if not self.fused:
+            q, k, v = self.fan_out(x_TD, [self.wq, self.wk, self.wv])
             return (
-                self.wq(x_TD).unflatten(1, (self.heads, self.head_dim)),
-                self.wk(x_TD).unflatten(1, (self.kv_heads, self.head_dim)),
-                self.wv(x_TD).unflatten(1, (self.kv_heads, self.head_dim)),
+                q.unflatten(1, (self.heads, self.head_dim)),
+                k.unflatten(1, (self.kv_heads, self.head_dim)),
+                v.unflatten(1, (self.kv_heads, self.head_dim)),
             )
         group = self.heads // self.kv_heads
-        qkv = self.wqkv(x_TD).unflatten(1, (self.kv_heads, group + 2, self.head_dim))
+        qkv = self.fan_out(x_TD, [self.wqkv])[0].unflatten(1, (self.kv_heads, group + 2, self.head_dim))
         q, k, v = qkv.split([group, 1, 1], dim=2)
         return q.flatten(1, 2), k.squeeze(2), v.squeeze(2)

@@ -6,21 +6,22 @@ Shapes: T tokens, D hidden, F feed-forward.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from evocore.models.decoder.spec import DecoderSpec
-from evocore.nn.binding import UsesOps
 from evocore.nn.layers import Linear
+from evocore.nn.projecting import Projecting
 from evocore.nn.roles import Role
 from evocore.ops.glu import SwiGLURequest
 from evocore.ops.kernel import Request
 
 
-class FeedForward(UsesOps):
-    """SwiGLU MLP."""
+class FeedForward(Projecting):
+    """SwiGLU MLP; ``width`` is F."""
 
+    divided: ClassVar[tuple[str, ...]] = ("width",)
     swiglu: Callable[..., Tensor]
 
     def __init__(self, spec: DecoderSpec, layer: int) -> None:
@@ -28,7 +29,8 @@ class FeedForward(UsesOps):
         self.width, self.dtype, self.fused = spec.feed_forward, spec.numerics.dtype, spec.fused_gate_up
         options: dict[str, Any] = dict(dtype=self.dtype, init_std=spec.init.mlp_in, bias=spec.mlp_bias)
         if self.fused:
-            self.w13 = Linear(spec.hidden, 2 * self.width, role=Role.GATE_UP, **options)
+            halves = [("gate", self.width), ("up", self.width)]
+            self.w13 = Linear(spec.hidden, 2 * self.width, role=Role.GATE_UP, segments=halves, **options)
         else:
             self.w1 = Linear(spec.hidden, self.width, role=Role.GATE, **options)
             self.w3 = Linear(spec.hidden, self.width, role=Role.UP, **options)
@@ -45,6 +47,8 @@ class FeedForward(UsesOps):
         return {"swiglu": SwiGLURequest(self.dtype, self.width)}
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        gate_TF, up_TF = self.w13(x_TD).chunk(2, dim=1) if self.fused else (self.w1(x_TD), self.w3(x_TD))
-        out_TD: Tensor = self.w2(self.swiglu(gate_TF, up_TF))
-        return out_TD
+        if self.fused:
+            gate_TF, up_TF = self.fan_out(x_TD, [self.w13])[0].chunk(2, dim=1)
+        else:
+            gate_TF, up_TF = self.fan_out(x_TD, [self.w1, self.w3])
+        return self.fan_in(self.swiglu(gate_TF, up_TF), self.w2)

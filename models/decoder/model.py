@@ -5,10 +5,7 @@ Shapes: T tokens, D hidden, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -17,13 +14,12 @@ from evocore.models.decoder.cache import KeyValueCache
 from evocore.models.decoder.feed_forward import FeedForward
 from evocore.models.decoder.rope import RotaryAngles
 from evocore.models.decoder.spec import DecoderSpec
-from evocore.nn.binding import UsesOps
 from evocore.nn.family import AttentionShape
+from evocore.nn.head import Head
 from evocore.nn.layers import Embedding, Linear, RMSNorm
 from evocore.nn.roles import Role
 from evocore.ops.attention import CuSeqlens
-from evocore.ops.cross_entropy import LinearCrossEntropyRequest, TokenLoss
-from evocore.ops.kernel import Request
+from evocore.ops.cross_entropy import TokenLoss
 
 Angles = tuple[Tensor, Tensor]
 
@@ -52,10 +48,10 @@ class Block(nn.Module):
         return self.feed_forward(normed_TD), residual_TD
 
 
-class Decoder(UsesOps):
+class Decoder(nn.Module):
     """A causal language model; see ``evocore.nn.family.LanguageModel`` for what the methods promise."""
 
-    linear_cross_entropy: Callable[..., TokenLoss]
+    output: Head
 
     def __init__(self, spec: DecoderSpec) -> None:
         super().__init__()
@@ -64,15 +60,8 @@ class Decoder(UsesOps):
         self.tok_embeddings = Embedding(spec.vocab, spec.hidden, dtype=dtype, init_std=spec.init.embedding)
         self.layers = nn.ModuleList(Block(spec, layer) for layer in range(spec.layers))
         self.norm = _norm(spec)
-        self.output = Linear(spec.hidden, spec.vocab, role=Role.HEAD, dtype=dtype, init_std=spec.init.head)
+        self.output = Head(spec.hidden, spec.vocab, dtype=dtype, init_std=spec.init.head, normalised=spec.norm_head)
         self.angles = RotaryAngles(spec.head_dim, spec.rope_base)
-
-    def requests(self) -> dict[str, Request]:
-        return {
-            "linear_cross_entropy": LinearCrossEntropyRequest(
-                self.spec.numerics.dtype, self.spec.hidden, self.spec.vocab
-            )
-        }
 
     def forward(
         self, tokens_T: Tensor, positions_T: Tensor, documents: CuSeqlens, cache: KeyValueCache | None = None
@@ -108,13 +97,12 @@ class Decoder(UsesOps):
         z_loss: float = 0.0,
     ) -> TokenLoss:
         """Cross-entropy of the next token, without the ``[T, V]`` logits."""
-        return self.linear_cross_entropy(
-            hidden_TD, self._head(), labels_T, weights_T, label_smoothing=label_smoothing, z_loss=z_loss
-        )
+        return self.output.loss(hidden_TD, labels_T, weights_T, label_smoothing=label_smoothing, z_loss=z_loss)
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """``[T, V]`` in the model's dtype."""
-        return F.linear(hidden_TD, self._head())
+        scores_TV: Tensor = self.output(hidden_TD)
+        return scores_TV
 
     def make_cache(self, sequences: int, capacity: int, device: torch.device) -> KeyValueCache:
         """An empty cache for ``sequences`` of up to ``capacity`` tokens."""
@@ -152,10 +140,6 @@ class Decoder(UsesOps):
         x_TD: Tensor = self.tok_embeddings(tokens_T)
         scale = self.spec.embed_grad_scale
         return x_TD if scale == 1 else x_TD * scale + x_TD.detach() * (1 - scale)
-
-    def _head(self) -> Tensor:
-        weight_VD: Tensor = self.output.weight
-        return F.normalize(weight_VD, dim=1) if self.spec.norm_head else weight_VD
 
 
 def _norm(spec: DecoderSpec) -> RMSNorm:
