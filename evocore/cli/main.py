@@ -26,6 +26,7 @@ COMMANDS = {
     "backends": "list devices, whether each can be used, and which would be",
     "kernels": "list kernels; with a config, which would be chosen and why",
     "models": "list the model families that a config can name",
+    "topology": "show how a config divides ranks into groups",
     "conform": "check kernels of a device against their contracts",
     "diff": "find the first op, layer and step at which two runs part",
     "doctor": "look for what is wrong with this installation",
