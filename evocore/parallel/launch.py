@@ -88,14 +88,17 @@ def detect_launch(
 
 def init_process_group(
     launch: LaunchEnvironment, backend: Backend, timeout: timedelta = timedelta(minutes=30)
-) -> None:
+) -> Store | None:
     """Connect the processes of a run; a single process needs no process group and gets none.
 
     Args:
         timeout: how long a collective, and the start itself, may take.
+
+    Returns:
+        The store of this attempt, in which nothing of an earlier one is found.
     """
     if launch.world_size == 1:
-        return
+        return None
     import torch.distributed as dist
 
     store: Store = dist.TCPStore(
@@ -111,6 +114,27 @@ def init_process_group(
     dist.init_process_group(
         backend.process_group_backend, store=store, rank=launch.rank, world_size=launch.world_size, timeout=timeout
     )
+    return store
+
+
+def is_connected(launch: LaunchEnvironment) -> bool:
+    """Whether this process is connected already, as the rank that it is said to be.
+
+    Raises:
+        UserError: if it is connected as another.
+    """
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return False
+    found, said = (dist.get_rank(), dist.get_world_size()), (launch.rank, launch.world_size)
+    if found != said:
+        raise UserError(
+            f"this process is rank {found[0]} of {found[1]} in torch.distributed, not rank {said[0]} of {said[1]}",
+            "the same rank in both",
+            "leave torch.distributed to evocore, or describe the launch as it is",
+        )
+    return True
 
 
 def destroy() -> None:

@@ -56,20 +56,18 @@ def run_processes(command: Sequence[str], count: int, environ: Mapping[str, str]
 def _wait(ranks: list[subprocess.Popen[bytes]], passed_on: list[int]) -> int:
     result, running = 0, dict(enumerate(ranks))
     while running:
-        for rank, process in list(running.items()):
-            code = process.poll()
-            if code is None:
-                continue
-            del running[rank]
-            if code == STOPPED:
-                result = STOPPED
-            elif code != 0:
-                if -code in passed_on:
-                    code = 128 - code
-                elif code < 0:
+        ended = {rank: code for rank, process in running.items() if (code := process.poll()) is not None}
+        running = {rank: process for rank, process in running.items() if rank not in ended}
+        if STOPPED in ended.values():
+            result = STOPPED
+        failed = {rank: code for rank, code in ended.items() if code not in (0, STOPPED)}
+        if failed:
+            for rank, code in failed.items():
+                if code < 0 and -code not in passed_on:
                     print(f"evocore: rank {rank} was ended by {signal.Signals(-code).name}", file=sys.stderr)
-                _end(list(running.values()), GRACE)
-                return max(code, 1)
+            _end(list(running.values()), GRACE)
+            first = min(failed.values())  # a signal came from outside: what others say after it is its consequence
+            return 128 - first if -first in passed_on else max(first, 1)
         time.sleep(POLL)
     return result
 

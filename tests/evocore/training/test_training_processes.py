@@ -1,6 +1,7 @@
 """Runs in processes of their own: several ranks, and signals that stop one."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -103,14 +104,26 @@ def test_killed_run_goes_on_from_its_last_checkpoint_exactly(corpus):
     assert exact(folder_of(corpus, "killed")) == exact(folder_of(corpus, "whole"))
 
 
-def test_ranks_that_would_run_other_kernels_stop_before_the_first_step_and_say_which(corpus):
+@pytest.mark.parametrize(
+    "line, name, shown",
+    [
+        (
+            "kernels = dict(swiglu='reference') if os.environ.get('RANK') == '1' else {}",
+            "kernel table",
+            ("-swiglu", "+swiglu", "-> reference"),
+        ),
+        ("seed = 7 if os.environ.get('RANK') == '1' else 1024", "config", ('- "seed": 1024', '+ "seed": 7')),
+    ],
+    ids=["kernels", "config"],
+)
+def test_ranks_that_would_not_run_the_same_stop_before_the_first_step_and_say_why(corpus, line, name, shown):
     config = write_config(corpus / "config.py", values(corpus, JOB_NAME="split"))
     with config.open("a") as file:  # one machine of the cluster has another environment
-        file.write("import os\nkernels = dict(swiglu='reference') if os.environ.get('RANK') == '1' else {}\ndel os\n")
+        file.write(f"import os\n{line}\ndel os\n")
 
     code, out, err = finish(start(config, "--nproc", "2"))
 
     assert code == 2 and out == ""
-    assert "do not agree on kernel table" in err
-    assert "-swiglu" in err and "+swiglu" in err and "-> reference" in err and "Traceback" not in err
+    assert len(re.findall(rf"^evocore \(rank [01]\): the ranks do not agree on {name}", err, re.MULTILINE)) == 1
+    assert all(part in err for part in shown) and "Traceback" not in err
     assert not list(corpus.glob("runs/split/*/metrics.jsonl"))
