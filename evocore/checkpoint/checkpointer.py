@@ -16,6 +16,7 @@ import torch.distributed.checkpoint as dcp
 
 from evocore import __version__
 from evocore.checkpoint import folder as folders
+from evocore.checkpoint.boxes import Boxes
 from evocore.checkpoint.contents import CONFIG, METADATA, STATE, Contents, Metadata, read_contents
 from evocore.checkpoint.dcp_read import SafetensorsReader, StrictLoadPlanner
 from evocore.checkpoint.dcp_write import SafetensorsWriter, Saved, save_planner
@@ -79,14 +80,14 @@ class Checkpointer:
         self,
         step: int,
         *,
-        tensors: Mapping[str, torch.Tensor],
+        tensors: Mapping[str, torch.Tensor | Boxes],
         state: Mapping[str, JSON],
         config: JSON = None,
     ) -> Path:
         """Collective. Write a checkpoint of ``step`` and return its folder once it is whole and on the disk.
 
         A tensor or state key that several ranks hold is replicated and written once, from the lowest rank: parts that
-        differ are either DTensors (each rank writes its own box) or carry the rank in their name.
+        differ are DTensors or ``Boxes`` (each rank writes its own boxes) or carry the rank in their name.
 
         Args:
             step: optimizer steps done; a checkpoint of the same step is replaced.
@@ -143,7 +144,11 @@ class Checkpointer:
         return None, passed_over
 
     def load(
-        self, source: str | Path | CheckpointInfo, *, tensors: Mapping[str, torch.Tensor], skip: Sequence[str] = ()
+        self,
+        source: str | Path | CheckpointInfo,
+        *,
+        tensors: Mapping[str, torch.Tensor | Boxes],
+        skip: Sequence[str] = (),
     ) -> dict[str, JSON]:
         """Collective. Fill ``tensors`` in place, whatever the layout that was saved, and return the JSON state.
 
@@ -171,7 +176,7 @@ class Checkpointer:
             )
         return contents.state
 
-    def load_latest(self, *, tensors: Mapping[str, torch.Tensor], skip: Sequence[str] = ()) -> Resumed:
+    def load_latest(self, *, tensors: Mapping[str, torch.Tensor | Boxes], skip: Sequence[str] = ()) -> Resumed:
         """Collective. :meth:`load` the newest checkpoint that is good, passing over damaged ones.
 
         Raises:

@@ -16,7 +16,6 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
@@ -28,6 +27,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
+from evocore.checkpoint.boxes import Boxes, BoxesLoadPlanner
 from evocore.checkpoint.contents import Chunk, Contents, TensorInfo, wrong_digests
 from evocore.checkpoint.errors import damaged
 from evocore.checkpoint.tensor_files import DTYPES, ChunkFile
@@ -109,7 +109,7 @@ class _Fit:
     differences: list[str] = field(default_factory=list)
 
 
-class StrictLoadPlanner(DefaultLoadPlanner):
+class StrictLoadPlanner(BoxesLoadPlanner):
     """Loads only if names, shapes and dtypes are equal on both sides, over all ranks together.
 
     Args:
@@ -155,7 +155,7 @@ class StrictLoadPlanner(DefaultLoadPlanner):
 def _differences(wanted: Mapping[str, Any], saved: Mapping[str, TensorInfo]) -> list[str]:
     found = []
     for name, tensor in wanted.items():
-        if not isinstance(tensor, torch.Tensor):
+        if not isinstance(tensor, torch.Tensor | Boxes):
             found.append(f"{name} is to be loaded into a {type(tensor).__name__}, which is not a tensor")
         elif tensor.is_meta:
             found.append(f"{name} is to be loaded into a tensor on the meta device")

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 from torch.distributed.checkpoint.metadata import Metadata as DcpMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
+from evocore.checkpoint.boxes import BoxesSavePlanner
 from evocore.checkpoint.contents import Chunk, TensorInfo
 from evocore.checkpoint.files import THREADS, FileRecord
 from evocore.checkpoint.state import JSON, check_json, merge_states
@@ -63,9 +63,9 @@ class _Stored:
     record: FileRecord
 
 
-def save_planner() -> DefaultSavePlanner:
+def save_planner() -> BoxesSavePlanner:
     """Plans a flat mapping of tensors; what several ranks hold alike is written once, by the lowest of them."""
-    return DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False, dedup_save_to_lowest_rank=True)
+    return BoxesSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False, dedup_save_to_lowest_rank=True)
 
 
 class SafetensorsWriter(StorageWriter):

@@ -40,9 +40,11 @@ def kernels(
 
 def _planned(config: Path, sets: list[str], flag: str | None, registry: PluginRegistry) -> dict[str, Any]:
     from evocore.config import load_config
+    from evocore.parallel.layout import Layout
     from evocore.training.assembly import make_plan
 
-    plan = make_plan(load_config(config, sets).config, registry, backend=flag)
+    settings = load_config(config, sets).config
+    plan = make_plan(settings, registry, layout=Layout.smallest(settings), backend=flag)
     return {
         "config": str(config),
         "backend": plan.backend.name,

@@ -30,14 +30,10 @@ _STREAM = "streaming data"
 
 NOT_YET: dict[str, NotYet] = {
     # parallel
-    "parallel.tensor.size": NotYet((1,), "tensor and sequence parallelism"),
     "parallel.pipeline.size": NotYet((1,), "pipeline parallelism"),
-    "parallel.weight.size": NotYet((1,), "weight parallelism (isp)"),
     "parallel.expert.size": NotYet((-1, 0, 1), "expert parallelism"),
     "parallel.expert_weight.size": NotYet((1,), "weight parallelism of experts"),
     "parallel.sequence_2D.enable": NotYet((False,), "two-dimensional sequence parallelism"),
-    "parallel.zero1.fsdp": NotYet((False,), "fully sharded data parallelism"),
-    "parallel.fsdp.enable": NotYet((False,), "fully sharded data parallelism"),
     "parallel.gqa": NotYet((False,), "a separate group for grouped-query attention"),
     "model.num_chunks": NotYet((1,), "the interleaved pipeline schedule"),
     # model
@@ -63,13 +59,11 @@ NOT_YET: dict[str, NotYet] = {
     "model.inject_info": NotYet((None, {}), "injecting modules into Hugging Face models"),
     "model.first_k_dense_replace": NotYet((None, 0), _MOE),
     "hf": NotYet((None,), "importing a Hugging Face model class"),
-    "fsdp_wrap_cls": NotYet((None, []), "fully sharded data parallelism"),
     # memory and precision
     "selective_checkpoint": NotYet((False,), "recomputing everything but attention"),
     "selective_checkpoint_offload": NotYet((False,), "offloading attention outputs"),
     "cpu_offloading.enable": NotYet((False,), "activation offloading"),
     "output_tf32": NotYet((False,), "another dtype for the model's output"),
-    "reduce_comm_dtype": NotYet((None,), "another dtype for gradient reduction"),
     "use_apex_adam": NotYet((False,), "Apex's optimizer"),
     "int8_training": NotYet((False,), "int8 training"),
     "fp8": NotYet((None,), "float8 training"),
@@ -99,22 +93,23 @@ NOT_YET: dict[str, NotYet] = {
 }
 
 INERT: dict[str, tuple[str, ...]] = {
-    "they act only with ZeRO sharding": (
-        "hybrid_zero_optimizer.overlap_sync_grad",
-        "hybrid_zero_optimizer.overlap_sync_param",
-        "hybrid_zero_optimizer.reduce_bucket_size",
+    "gradients and parameters travel in buckets of reduce_bucket_size": (
         "hybrid_zero_optimizer.use_split_tensor_optim",
         "hybrid_zero_optimizer.all_gather_size",
     ),
     "they act only on groups of more than one rank": (
-        "parallel.tensor.mode",
         "parallel.pipeline",
-        "parallel.weight",
         "parallel.expert",
         "parallel.expert_weight",
         "parallel.expert_zero1",
         "parallel.sequence_2D",
-        "parallel.fsdp",
+    ),
+    "full sharding is PyTorch's fully_shard, block by block, of weights made on the meta device": (
+        "parallel.fsdp.mode",
+        "parallel.fsdp.init_method",
+        "fsdp_wrap_cls",
+    ),
+    "embedding, head and loss are split by vocabulary wherever layers are split": (
         "model.embed_split_hidden",
         "model.parallel_output",
     ),

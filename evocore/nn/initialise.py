@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
@@ -29,14 +32,38 @@ def generator_of(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, name) >> 1)
 
 
+class Cut(Protocol):
+    """What of a parameter is here, if it is not the whole."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole."""
+        ...
+
+    def take(self, whole: Tensor) -> Tensor:
+        """The part that is here, in the shape that it has here."""
+        ...
+
+
 @torch.no_grad()
-def initialise(model: nn.Module, seed: int) -> None:
+def initialise(
+    model: nn.Module,
+    seed: int,
+    cuts: Mapping[str, Cut] | None = None,
+    held: Callable[[nn.Parameter], Tensor] = lambda parameter: parameter,
+) -> None:
     """Fill every parameter of a model that is already on its device.
 
     The normal distributions are drawn on the host in float32 and rounded to the parameter's dtype, so that every
     device and every layout starts from the same model.
+
+    Args:
+        cuts: by parameter name; None if all are whole.
+        held: the memory behind a parameter, where it is not the parameter itself.
     """
     for prefix, module in model.named_modules():
         for kind, parameter in module.named_parameters(prefix="", recurse=False):
             name = f"{prefix}.{kind}" if prefix else kind
-            parameter.copy_(initial_value(module, kind, tuple(parameter.shape), generator_of(seed, name)))
+            shape = tuple(parameter.shape) if cuts is None else cuts[name].shape
+            value = initial_value(module, kind, shape, generator_of(seed, name))
+            held(parameter).copy_(value if cuts is None else cuts[name].take(value))

@@ -39,8 +39,8 @@ class Placement:
 
     Attributes:
         shape: of the whole parameter.
-        local_shape: of the rank's tensor. Its elements, row by row, are those of the boxes one after another, each row
-            by row; what is left over at its end is padding.
+        local_shape: of the rank's tensor. Its elements, row by row, are those of the boxes one after another, each
+            row by row; what is left over at its end is padding.
         boxes: parts of the whole.
     """
 

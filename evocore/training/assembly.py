@@ -6,7 +6,7 @@ Everything here happens before the first step and before any large memory is tou
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +21,30 @@ from evocore.nn.initialise import initialise
 from evocore.ops.adamw import AdamWRequest
 from evocore.ops.kernel import Request
 from evocore.ops.resolution import ENVIRONMENT, Resolution, forced_providers, resolve
+from evocore.parallel.groups import Groups
+from evocore.parallel.layout import Layout
+from evocore.parallel.runtime import Runtime, Wrap
+from evocore.parallel.sharding import Sharing
+from evocore.parallel.topology import Sizes, Topology
 from evocore.plugins.manager import PluginRegistry
+from evocore.training.flops import FlopsCounter
 
 if TYPE_CHECKING:
     from evocore.config import Config
 
+WHOLE = Layout(Topology(Sizes(world=1)))
 OPTIMIZER_REQUEST = AdamWRequest(torch.float32)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What will run, decided and explained, with the model still on the meta device."""
+    """What will run on one rank, decided and explained, with its part of the model still on the meta device.
+
+    Attributes:
+        parameters: of the whole model.
+        flops: likewise.
+        sharings: of the parameters, by name.
+    """
 
     backend: Backend
     backend_chosen_by: str
@@ -39,31 +52,52 @@ class Plan:
     numerics: Numerics
     resolution: Resolution
     model: nn.Module
+    parameters: int
+    flops: FlopsCounter
+    layout: Layout
+    sharings: Mapping[str, Sharing]
 
     def adamw(self) -> Callable[..., Any]:
         return self.resolution.function(OPTIMIZER_REQUEST)
 
+    def connect(self) -> Runtime:
+        """Make the process groups and give the model its collectives; every rank does so at the same time."""
+        collectives = self.backend.collectives()
+        groups = Groups(self.layout.topology, self.layout.rank, self.backend, collectives)
+        return Runtime(self.layout, groups, collectives, self.sharings)
+
     def materialise(
-        self,
-        device: torch.device,
-        seed: int | None,
-        wrap: Callable[[Callable[..., Any], Request, str], Callable[..., Any]] | None = None,
+        self, device: torch.device, seed: int | None, runtime: Runtime | None = None, wrap: Wrap | None = None
     ) -> nn.Module:
         """Give the model memory on ``device``, its kernels, and initial weights unless ``seed`` is None.
 
-        ``wrap`` is as in ``bind_kernels``.
+        Args:
+            runtime: that has connected the model; None for a whole one.
+            wrap: as in ``bind_kernels``.
         """
+
+        def wrap_both(function: Callable[..., Any], request: Request, layer: str) -> Callable[..., Any]:
+            watched = function if wrap is None else wrap(function, request, layer)
+            return watched if runtime is None else runtime.wrap(watched, request, layer)
+
         self.model.to_empty(device=device)
-        bind_kernels(self.model, self.resolution, wrap)
+        bind_kernels(self.model, self.resolution, wrap_both)
         if seed is not None:
-            initialise(self.model, seed)
+            cuts = {name: sharing.placement for name, sharing in self.sharings.items()}
+            if runtime is None:
+                initialise(self.model, seed, cuts)
+            else:
+                initialise(self.model, seed, cuts, runtime.held)
         return self.model
 
 
-def make_plan(config: Config, registry: PluginRegistry, *, backend: str | None = None) -> Plan:
+def make_plan(
+    config: Config, registry: PluginRegistry, *, layout: Layout = WHOLE, backend: str | None = None
+) -> Plan:
     """Decide everything that the config, the environment and the installed plug-ins determine.
 
     Args:
+        layout: which part of the model this process holds; the whole if left out.
         backend: the name given on the command line, if any.
 
     Raises:
@@ -73,12 +107,14 @@ def make_plan(config: Config, registry: PluginRegistry, *, backend: str | None =
     family = find_family(config.model_type, registry)
     numerics = numerics_of(config, chosen)
     model = family.build(config.model.model_dump(), numerics)
+    parameters, flops = sum(p.numel() for p in model.parameters()), FlopsCounter(model)  # type: ignore[arg-type]
+    sharings = layout.shard(model)
     forced = forced_providers(config.kernels, os.environ.get(ENVIRONMENT, ""))
     requests = [*model_requests(model), OPTIMIZER_REQUEST]
     resolution = resolve(
         requests, registry.kernels(), chosen.device_type, forced, deterministic=config.cudnn_deterministic
     )
-    return Plan(chosen, source, family, numerics, resolution, model)
+    return Plan(chosen, source, family, numerics, resolution, model, parameters, flops, layout, sharings)
 
 
 def find_family(model_type: str, registry: PluginRegistry) -> ModelFamily:
@@ -105,7 +141,7 @@ def numerics_of(config: Config, backend: Backend) -> Numerics:
         UserError: if the backend cannot train in the config's dtype.
     """
     name = str(config.model.dtype).removeprefix("torch.")
-    dtype = backend.preferred_dtype() if name == "auto" else getattr(torch, _SPELLINGS.get(name, name))
+    dtype = backend.preferred_dtype() if name == "auto" else dtype_named(name)
     if dtype not in backend.dtypes():
         able = ", ".join(sorted(str(known).removeprefix("torch.") for known in backend.dtypes()))
         raise UserError(
@@ -118,6 +154,13 @@ def numerics_of(config: Config, backend: Backend) -> Numerics:
         norm_dtype=torch.float32 if config.use_fp32_norm else dtype,
         residual_dtype=torch.float32 if config.model.residual_in_fp32 else dtype,
     )
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """The dtype that a config spells in one of InternEvo's ways."""
+    name = name.removeprefix("torch.")
+    dtype: torch.dtype = getattr(torch, _SPELLINGS.get(name, name))
+    return dtype
 
 
 _SPELLINGS = {"half": "float16", "tf32": "float32", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

@@ -45,11 +45,11 @@ class FlopsCounter:
         self._shapes = model.attention_shapes()
         self._repeated_shapes = self._shapes[: model.recomputed_attention_layers()]
 
-    def training(self, lengths: Sequence[int]) -> Flops:
-        """Forward and backward of one micro-batch with documents of these lengths."""
+    def training(self, lengths: Sequence[int], share: float = 1.0) -> Flops:
+        """Forward and backward of one micro-batch with documents of these lengths, or this rank's share of it."""
         forward = 2.0 * self._weights * sum(lengths) + _attention(self._shapes, lengths)
         repeated = 2.0 * self._repeated_weights * sum(lengths) + _attention(self._repeated_shapes, lengths)
-        return Flops(3 * forward, 3 * forward + repeated)
+        return Flops(3 * forward * share, (3 * forward + repeated) * share)
 
 
 def _attention(shapes: Sequence[AttentionShape], lengths: Sequence[int]) -> float:

@@ -1,23 +1,26 @@
-"""AdamW over flat float32 buffers: one gradient norm, one clip, one fused update, one all-reduce.
+"""AdamW over flat float32 buffers: one gradient norm over all ranks, one clip, one fused update.
 
-All parameters of a group live in flat buffers (master weights, gradients, two moments); what a model, a checkpoint or
-a message sees are views by parameter name. Low-precision parameters keep their own storage and receive a rounded copy
-of the master weights after each step; float32 parameters are views of the master weights themselves.
+The buffers, and which ranks hold which part of them, are ``evocore.parallel``'s; here is the arithmetic of a step.
+Low-precision parameters receive a rounded copy of the master weights after each step; float32 parameters are the
+master weights themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from evocore.checkpoint.boxes import Boxes
 from evocore.nn.roles import Role
 from evocore.ops.adamw import AdamW
-
-ALIGNMENT = 16
-"""Elements to which each parameter's place in a flat buffer is aligned, so that vector loads stay aligned."""
+from evocore.parallel.buckets import Bucket
+from evocore.parallel.fsdp import RowShard
+from evocore.parallel.runtime import Runtime
+from evocore.parallel.zero import Zero, ZeroOptions
 
 
 @dataclass(frozen=True)
@@ -41,64 +44,14 @@ def is_decayed(role: Role | None, kind: str, no_decay: frozenset[str]) -> bool:
     return role not in named or named[role] not in no_decay
 
 
-class ParameterGroup:
-    """Parameters that share their hyper-parameters, laid out in flat float32 buffers.
-
-    Buffers are ``[n]`` with n the padded number of elements: ``master``, ``gradient``, ``exp_avg``, ``exp_avg_sq``.
-    """
-
-    def __init__(self, named: list[tuple[str, nn.Parameter]], *, weight_decay: float) -> None:
-        self.weight_decay = weight_decay
-        self.parameters = dict(named)
-        starts, size = {}, 0
-        for name, parameter in named:
-            starts[name] = size
-            size += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
-        device = named[0][1].device
-        self.master, self.gradient, self.exp_avg, self.exp_avg_sq = (
-            torch.zeros(size, dtype=torch.float32, device=device) for _ in range(4)
-        )
-        self._starts = starts
-        self._install()
-
-    def view(self, buffer: Tensor, name: str) -> Tensor:
-        """The part of one of the flat buffers that belongs to a parameter, in its shape."""
-        parameter = self.parameters[name]
-        return buffer[self._starts[name] :][: parameter.numel()].view(parameter.shape)
-
-    def publish(self) -> None:
-        """Copy the master weights to the parameters that have a storage of their own."""
-        for name, parameter in self.parameters.items():
-            if parameter.dtype != torch.float32:
-                parameter.data.copy_(self.view(self.master, name))
-
-    def _install(self) -> None:
-        for name, parameter in self.parameters.items():
-            master, gradient = self.view(self.master, name), self.view(self.gradient, name)
-            master.copy_(parameter.data)
-            if parameter.dtype == torch.float32:
-                parameter.data, parameter.grad = master, gradient  # autograd adds to an existing gradient in place
-            else:
-                parameter.register_post_accumulate_grad_hook(_add_to(gradient))
-
-
-def _add_to(gradient: Tensor) -> Callable[[Tensor], None]:
-    """Accumulate in float32 whatever the parameter's dtype, and free the low-precision gradient at once."""
-
-    def hook(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        gradient.add_(parameter.grad)
-        parameter.grad = None
-
-    return hook
-
-
 class Optimizer:
-    """Owns the groups and performs the steps.
+    """Owns the buckets and performs the steps.
 
     Args:
-        model: on its device; its float32 parameters are moved into the flat buffers.
+        model: on its device; its parameters are moved into flat buffers.
         adamw: the kernel.
+        runtime: who shares what; by default this process has everything.
+        options: how gradients and parameters travel.
         weight_decay: for the parameters that are decayed.
         no_decay: classes without decay, of "norm", "bias", "embedding".
         eps, beta1: of AdamW.
@@ -113,83 +66,101 @@ class Optimizer:
         no_decay: Iterable[str] = (),
         eps: float = 1e-8,
         beta1: float = 0.9,
+        runtime: Runtime | None = None,
+        options: ZeroOptions | None = None,
     ) -> None:
         self._adamw, self._eps, self._beta1 = adamw, eps, beta1
+        self._runtime = runtime or Runtime.alone(model)
         self.steps = 0
         kept = frozenset(no_decay)
-        decayed: list[tuple[str, nn.Parameter]] = []
-        plain: list[tuple[str, nn.Parameter]] = []
-        for prefix, module in model.named_modules():
-            for kind, parameter in module.named_parameters(recurse=False):
-                name = f"{prefix}.{kind}" if prefix else kind
-                group = decayed if is_decayed(getattr(module, "role", None), kind, kept) else plain
-                group.append((name, parameter))
-        self.groups = [
-            ParameterGroup(named, weight_decay=decay)
-            for named, decay in ((decayed, weight_decay), (plain, 0.0))
-            if named
-        ]
-
-    def gradients(self) -> list[Tensor]:
-        """The flat gradient buffers, for a reduction across data-parallel ranks."""
-        return [group.gradient for group in self.groups]
+        decays = {
+            f"{prefix}.{kind}" if prefix else kind: weight_decay
+            * is_decayed(getattr(module, "role", None), kind, kept)
+            for prefix, module in model.named_modules()
+            for kind, _ in module.named_parameters(recurse=False)
+        }
+        self._fsdp = self._runtime.fully_sharded
+        shards = [] if self._fsdp is None else self._fsdp.shards(model, decays)
+        whole = {name: decay for name, decay in decays.items() if not self._runtime.sharings[name].fully_sharded}
+        self._zero = Zero(model, self._runtime.sharings, whole, self._runtime.shards, options or ZeroOptions())
+        self.buckets: list[Bucket | RowShard] = [*self._zero.buckets, *shards]
+        self._runtime.join(self._zero)
 
     def zero_grad(self) -> None:
-        for group in self.groups:
-            group.gradient.zero_()
+        for bucket in self.buckets:
+            bucket.zero_grad()
+        if self._fsdp is not None:
+            self._fsdp.expect_more()
+
+    def expect_last(self) -> None:
+        """Tell that the next backward is the last before ``step``, so that reductions may start in it."""
+        self._zero.expect_last()
+        if self._fsdp is not None:
+            self._fsdp.expect_last()
 
     def step(self, *, lr: float, beta2: float, loss_scale: float = 1.0, clip: float = 0.0) -> StepResult:
-        """Unscale, clip to a global norm of ``clip`` (0 for no clipping), update, publish.
+        """Reduce, unscale, clip to a global norm of ``clip`` (0 for no clipping), update, publish.
 
-        The norm spans all parameters of all groups. If it is not finite, nothing changes.
+        The norm spans all parameters on all ranks. If it is not finite, nothing changes. Every rank calls it.
         """
-        norms = torch.stack([group.gradient.norm() for group in self.groups])
-        norm = float(norms.norm()) / loss_scale
-        if not _is_finite(norm):
+        self._zero.finish_gradients()
+        norm = self._norm() / loss_scale
+        if not math.isfinite(norm):
             return StepResult(norm, applied=False, bad_parameter=self._first_bad_parameter())
         factor = min(1.0, clip / (norm + 1e-6)) if clip > 0 else 1.0
         factor /= loss_scale
         self.steps += 1
-        for group in self.groups:
+        for weight_decay in dict.fromkeys(bucket.weight_decay for bucket in self.buckets):
+            alike = [bucket for bucket in self.buckets if bucket.weight_decay == weight_decay]
+            gradients = [bucket.reduced for bucket in alike]
             if factor != 1.0:
-                group.gradient.mul_(factor)
+                for gradient in gradients:
+                    gradient.mul_(factor)
             self._adamw(
-                [group.master],
-                [group.gradient],
-                [group.exp_avg],
-                [group.exp_avg_sq],
+                [bucket.master for bucket in alike],
+                gradients,
+                [bucket.exp_avg for bucket in alike],
+                [bucket.exp_avg_sq for bucket in alike],
                 step=self.steps,
                 lr=lr,
                 beta1=self._beta1,
                 beta2=beta2,
                 eps=self._eps,
-                weight_decay=group.weight_decay,
+                weight_decay=weight_decay,
             )
-            group.publish()
+        self.publish()
         return StepResult(norm, applied=True)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor | Boxes]:
         """Master weights and moments by parameter name: what a checkpoint holds of the optimizer and the model."""
-        found = {}
-        for group in self.groups:
-            for name in group.parameters:
-                found[f"master.{name}"] = group.view(group.master, name)
-                found[f"exp_avg.{name}"] = group.view(group.exp_avg, name)
-                found[f"exp_avg_sq.{name}"] = group.view(group.exp_avg_sq, name)
+        found: dict[str, Tensor | Boxes] = {}
+        for bucket in self.buckets:
+            for member, placement, place in bucket.own_parts():
+                for kind in ("master", "exp_avg", "exp_avg_sq"):
+                    found[f"{kind}.{member.name}"] = Boxes.of(placement, getattr(bucket, kind)[place])
         return found
 
     def publish(self) -> None:
-        """Bring the model in line with the master weights after they were loaded."""
-        for group in self.groups:
-            group.publish()
+        """Bring the model in line with the master weights, after they changed or were loaded."""
+        self._zero.publish()
+        if self._fsdp is not None:
+            self._fsdp.forget_gathered()
+
+    def wait(self) -> None:
+        """Wait until the whole model may be read; its own forward waits by itself."""
+        self._zero.wait_parameters()
+
+    def _norm(self) -> float:
+        """Each element counts once, however many ranks hold it."""
+        norms = [bucket.reduced.norm() / math.sqrt(bucket.copies) for bucket in self.buckets]
+        squares = torch.stack(norms).norm().square()
+        return math.sqrt(float(self._runtime.sum(squares)))
 
     def _first_bad_parameter(self) -> str | None:
-        for group in self.groups:
-            for name in group.parameters:
-                if not bool(group.view(group.gradient, name).isfinite().all()):
-                    return name
-        return None  # each gradient is finite, their squares are not
-
-
-def _is_finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
+        mine = ""
+        for bucket in reversed(self.buckets):
+            for member, _, place in bucket.own_parts():
+                if not mine and not bool(bucket.reduced[place].isfinite().all()):
+                    mine = member.name
+        named = [name for name in self._runtime.collect(mine) if name]
+        return named[0] if named else None  # if none, each gradient is finite and their squares are not

@@ -12,15 +12,19 @@ from typing import Any
 
 import torch
 
-from evocore.backend import Backend
+from evocore.backend import Backend, choose_backend
 from evocore.checkpoint.checkpointer import Checkpointer
 from evocore.config import Config, LoadedConfig, require_runnable, save_resolved
 from evocore.data.build import build_train_loader, build_valid_sets
 from evocore.data.raw import prepare_raw
 from evocore.errors import UserError
-from evocore.parallel.launch import LaunchEnvironment, agree_on, destroy, init_process_group
+from evocore.parallel.failure import process_group
+from evocore.parallel.launch import LaunchEnvironment, agree_on
+from evocore.parallel.layout import Layout
+from evocore.parallel.runtime import Runtime
+from evocore.parallel.zero import ZeroOptions
 from evocore.plugins.manager import PluginRegistry
-from evocore.training.assembly import OPTIMIZER_REQUEST, Plan, make_plan
+from evocore.training.assembly import OPTIMIZER_REQUEST, Plan, dtype_named, make_plan
 from evocore.training.control import StopFile, StopFlag, stop_on_signal
 from evocore.training.folder import RunFolder, environment, new_folder, unfinished
 from evocore.training.observer import Observer, RunStart
@@ -28,7 +32,7 @@ from evocore.training.optimizer import Optimizer
 from evocore.training.schedules import Beta2Schedule, CosineWithWarmup, LossScale
 from evocore.training.shadow import Shadow
 from evocore.training.state import Progress, restore, tensors_for
-from evocore.training.step import DataParallel, TrainStep
+from evocore.training.step import TrainStep
 from evocore.training.trainer import Cadence, Ending, Trainer
 
 
@@ -56,9 +60,11 @@ def train(
         UserError: for everything that the user can mend.
     """
     config = loaded.config
-    plan = make_plan(config, registry, backend=backend)
+    choose_backend(registry.backends(), flag=backend, config=config.backend)  # told before what else may be wrong
     families = {name for family in registry.models() for name in (family.name, *family.aliases)}
     require_runnable(config, world_size=launch.world_size, families=families)
+    layout = Layout.of(config, launch.world_size, launch.rank)
+    plan = make_plan(config, registry, layout=layout, backend=backend)
     shadow = None if config.kernels_check is None else Shadow(config.kernels_check, plan.resolution)
     if launch.world_size > 1:
         _require_reductions(plan.backend, torch.float32)
@@ -66,16 +72,10 @@ def train(
     plan.backend.set_device(device)
     if config.cudnn_deterministic:
         plan.backend.use_deterministic(True)
-    with stop_on_signal() as stop_flag:
-        if launch.world_size > 1:
-            init_process_group(launch, plan.backend)
-        try:
-            if launch.rank != 0:  # which watches nothing and tells nobody
-                observers, shadow = [], None
-            return _train(loaded, plan, launch, device, list(observers), shadow, stop_flag)
-        finally:
-            if launch.world_size > 1:
-                destroy()
+    with stop_on_signal() as stop_flag, process_group(launch, plan.backend):
+        if launch.rank != 0:  # which watches nothing and tells nobody
+            observers, shadow = [], None
+        return _train(loaded, plan, launch, device, list(observers), shadow, stop_flag)
 
 
 def _train(
@@ -88,15 +88,23 @@ def _train(
     stop_flag: StopFlag,
 ) -> tuple[Ending, Path]:
     config = loaded.config
-    collectives = plan.backend.collectives()
-    ranks = DataParallel(launch.rank, launch.world_size, collectives)
-    if ranks.size > 1:
+    if launch.world_size > 1:
+        collectives = plan.backend.collectives()
         agree_on("kernel table", "\n".join(plan.resolution.lines()), collectives)
         agree_on("config", config.model_dump_json(indent=1), collectives)
-    report = [*loaded.notes, *_rank0_first(ranks, lambda: prepare_raw(config))]
-    folder = _agree_on_folder(config, ranks)
+    runtime = plan.connect()
+    report = [*loaded.notes, *_rank0_first(runtime, lambda: prepare_raw(config))]
+    folder = _agree_on_folder(config, runtime)
 
-    model = plan.materialise(device, config.seed, None if shadow is None else shadow.wrap)
+    options = _zero_options(config)
+    runtime.connect(
+        plan.model,
+        config.parallel.weight,
+        device,
+        communicate=options.communicate,
+        keeps_buffers=plan.backend.reuses_gather_buffers(),
+    )
+    model = plan.materialise(device, config.seed, runtime, None if shadow is None else shadow.wrap)
     adamw = plan.adamw()
     optimizer = Optimizer(
         model,
@@ -105,17 +113,21 @@ def _train(
         no_decay=config.adam.no_decay,
         eps=config.adam.adam_eps,
         beta1=config.adam.adam_beta1,
+        runtime=runtime,
+        options=options,
     )
     scale, progress = _loss_scale(config, plan.numerics.dtype), Progress()
     checkpointer = _checkpointer(config, folder, launch)
     data_state, resumed = _resume(config, checkpointer, optimizer, scale, progress)
-    loader = build_train_loader(config, data_rank=ranks.rank, data_size=ranks.size, state=data_state)
+    loader = build_train_loader(config, data_rank=runtime.data_rank, data_size=runtime.data_size, state=data_state)
     valid_sets = build_valid_sets(
-        config, data_rank=ranks.rank, data_size=ranks.size, max_packs=config.data.valid_max_packs
+        config, data_rank=runtime.data_rank, data_size=runtime.data_size, max_packs=config.data.valid_max_packs
     )
-    if ranks.rank == 0:
+    if launch.rank == 0:
         save_resolved(loaded, folder.config)
-        folder.write("environment.json", environment(ranks.size, plan.backend.device_name(device), plan.backend.name))
+        folder.write(
+            "environment.json", environment(launch.world_size, plan.backend.device_name(device), plan.backend.name)
+        )
         folder.write("kernels.json", {"digest": plan.resolution.digest(), "choices": plan.resolution.table()})
         folder.set_status("running", progress.steps)
     if shadow is not None:
@@ -124,7 +136,7 @@ def _train(
         folder.path,
         progress.steps + 1,
         config.data.total_steps,
-        [*report, *resumed, *_launch_report(plan, model, launch, device)],
+        [*report, *resumed, *_launch_report(plan, launch, device)],
         _tensorboard_folder(config, folder),
     )
     for observer in observers:
@@ -133,8 +145,9 @@ def _train(
         step=TrainStep(
             model,
             optimizer,
-            ranks,
+            runtime,
             device,
+            flops=plan.flops,
             loss_options={"label_smoothing": config.loss.label_smoothing, "z_loss": config.loss.z_loss},
             clip=config.hybrid_zero_optimizer.clip_grad_norm,
         ),
@@ -144,7 +157,7 @@ def _train(
         backend=plan.backend,
         device=device,
         dtype=plan.numerics.dtype,
-        ranks=ranks,
+        runtime=runtime,
         lr=CosineWithWarmup(
             config.adam.lr,
             config.lr_scheduler.total_steps,
@@ -166,40 +179,27 @@ def _train(
     )
     with loader:
         ending = trainer.run()
-    if ranks.rank == 0:
+    if launch.rank == 0:
         folder.set_status(ending.value, progress.steps)
     return ending, folder.path
 
 
-def _rank0_first(ranks: DataParallel, work: Callable[[], list[str]]) -> list[str]:
-    """Let rank 0 do work that leaves files behind, while the others wait; its failure stops all."""
-    notes: list[str] = []
-    failure: Exception | None = None
-    if ranks.rank == 0:
-        try:
-            notes = work()
-        except Exception as error:  # noqa: BLE001 - raised again below, once the others know
-            failure = error
-    if ranks.size > 1:
-        told = ranks.collectives.agree(str(failure or ""))[0]
-        if told and failure is None:
-            raise UserError(f"rank 0 could not prepare the data: {told}", "prepared data", "see rank 0's message")
-    if failure is not None:
-        raise failure
+def _rank0_first(runtime: Runtime, work: Callable[[], list[str]]) -> list[str]:
+    """Let rank 0 do work that leaves files behind, while the others wait; its failure ends all."""
+    notes = work() if runtime.rank == 0 else []
+    runtime.collect("")  # the others wait here
     return notes
 
 
-def _agree_on_folder(config: Config, ranks: DataParallel) -> RunFolder:
+def _agree_on_folder(config: Config, runtime: Runtime) -> RunFolder:
     """The run's folder, the same on all ranks: an unfinished run is continued if ``auto_resume`` allows it."""
     root, path = Path(config.run_folder), ""
-    if ranks.rank == 0:
+    if runtime.rank == 0:
         continued = None
         if config.ckpt.auto_resume and config.ckpt.enable_save_ckpt and config.ckpt.save_ckpt_folder is None:
             continued = unfinished(root, config.JOB_NAME)
         path = str((continued or new_folder(root, config.JOB_NAME)).path)
-    if ranks.size > 1:
-        path = ranks.collectives.agree(path)[0]
-    return RunFolder(Path(path))
+    return RunFolder(Path(runtime.collect(path)[0]))
 
 
 def _checkpointer(config: Config, folder: RunFolder, launch: LaunchEnvironment) -> Checkpointer | None:
@@ -249,6 +249,16 @@ def _loss_scale(config: Config, dtype: torch.dtype) -> LossScale:
     )
 
 
+def _zero_options(config: Config) -> ZeroOptions:
+    settings, travel = config.hybrid_zero_optimizer, config.reduce_comm_dtype
+    return ZeroOptions(
+        bucket_elements=settings.reduce_bucket_size,
+        overlap_gradients=settings.overlap_sync_grad,
+        overlap_parameters=settings.overlap_sync_param,
+        communicate=None if travel is None else dtype_named(travel),
+    )
+
+
 def _require_reductions(backend: Backend, *dtypes: torch.dtype) -> None:
     """Refuse a backend that cannot add up what ranks exchange.
 
@@ -270,7 +280,7 @@ def _tensorboard_folder(config: Config, folder: RunFolder) -> Path | None:
     return Path(config.tensorboard_folder) if config.tensorboard_folder else folder.path / "tensorboard"
 
 
-def _launch_report(plan: Plan, model: torch.nn.Module, launch: LaunchEnvironment, device: torch.device) -> list[str]:
+def _launch_report(plan: Plan, launch: LaunchEnvironment, device: torch.device) -> list[str]:
     dtype = plan.numerics.dtype
     peak = plan.backend.peak_flops(dtype, device)
     rate = "unknown" if peak is None else f"{peak / 1e12:.3g} TFLOP/s ({plan.backend.peak_flops_source()})"
@@ -278,8 +288,7 @@ def _launch_report(plan: Plan, model: torch.nn.Module, launch: LaunchEnvironment
     return [
         f"backend {plan.backend.name} (chosen by: {plan.backend_chosen_by}), {plan.backend.device_name(device)}, "
         f"{launch.world_size} process(es), {torch.get_num_threads()} thread(s)",
-        f"model {plan.family.name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
-        f"{str(dtype).removeprefix('torch.')}",
+        f"model {plan.family.name}: {plan.parameters:,} parameters, {str(dtype).removeprefix('torch.')}",
         f"peak of one device in {str(dtype).removeprefix('torch.')}: {rate}",
         f"kernels {' '.join(kernels)} (digest {plan.resolution.digest()})",
     ]

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from evocore.checkpoint.boxes import Boxes
 from evocore.training.optimizer import Optimizer
 from evocore.training.schedules import LossScale
 
@@ -54,7 +55,7 @@ def restore(
             setattr(progress, entry.name, int(state["progress"][entry.name]))
 
 
-def tensors_for(content: set[str], optimizer: Optimizer) -> dict[str, Tensor]:
+def tensors_for(content: set[str], optimizer: Optimizer) -> dict[str, Tensor | Boxes]:
     """The tensors that loading ``content`` fills: weights, and the moments if the optimizer is wanted."""
     tensors = optimizer.tensors()
     if "all" in content or "optimizer" in content:

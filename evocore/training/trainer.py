@@ -15,6 +15,7 @@ from evocore.checkpoint.checkpointer import Checkpointer
 from evocore.data.batch import StepBatch
 from evocore.data.build import TrainLoader, ValidSet
 from evocore.ops.cross_entropy import IGNORE_INDEX
+from evocore.parallel.runtime import Runtime
 from evocore.seeds import derive_seed
 from evocore.training.control import StopFile, StopFlag
 from evocore.training.metrics import Throughput, batch_figures, utilisation
@@ -23,7 +24,7 @@ from evocore.training.optimizer import Optimizer
 from evocore.training.schedules import Beta2Schedule, CosineWithWarmup, LossScale
 from evocore.training.shadow import Shadow
 from evocore.training.state import Progress, run_state
-from evocore.training.step import DataParallel, StepOutcome, TrainStep
+from evocore.training.step import StepOutcome, TrainStep
 
 
 class Ending(Enum):
@@ -72,7 +73,7 @@ class Trainer:
         backend: Backend,
         device: torch.device,
         dtype: torch.dtype,
-        ranks: DataParallel,
+        runtime: Runtime,
         lr: CosineWithWarmup,
         beta2: Beta2Schedule,
         scale: LossScale,
@@ -87,7 +88,7 @@ class Trainer:
         config: dict[str, Any],
     ) -> None:
         self._step, self._optimizer, self._loader, self._valid_sets = step, optimizer, loader, valid_sets
-        self._backend, self._device, self._dtype, self._ranks = backend, device, dtype, ranks
+        self._backend, self._device, self._dtype, self._runtime = backend, device, dtype, runtime
         self._lr, self._beta2, self._scale, self._progress, self._cadence = lr, beta2, scale, progress, cadence
         self._checkpointer, self._stop_flag, self._stop_file = checkpointer, stop_flag, stop_file
         self._observers, self._shadow, self._seed, self._config = observers, shadow, seed, config
@@ -133,15 +134,17 @@ class Trainer:
         targets = sum(int((micro.labels_T != IGNORE_INDEX).sum()) for micro in batch.micro_batches)
         tokens = sum(micro.tokens_T.numel() for micro in batch.micro_batches)
         stop = int(self._stop_flag.reason is not None)
-        stop_file = self._stop_file.read() if self._ranks.rank == 0 else 0
+        stop_file = self._stop_file.read() if self._runtime.rank == 0 else 0
+        if self._runtime.tensor_part.index > 0:  # whose micro-batches are those of the first of its tensor group
+            targets = tokens = 0
         facts = torch.tensor([targets, tokens, stop, stop_file], dtype=torch.int64, device=self._device)
-        targets, tokens, stop, stop_file = self._ranks.sum(facts).tolist()
+        targets, tokens, stop, stop_file = self._runtime.sum(facts).tolist()
         return _Agreement(targets, tokens, stop > 0, stop_file)
 
     def _train(self, batch: StepBatch, agreed: _Agreement) -> None:
         progress, scale = self._progress, self._scale.scale
         lr, beta2 = self._lr(progress.steps), self._beta2(progress.steps)
-        self._backend.manual_seed(derive_seed(self._seed, progress.steps, self._ranks.rank) >> 1)
+        self._backend.manual_seed(derive_seed(self._seed, progress.steps, self._runtime.rank) >> 1)
         if self._shadow is not None:
             self._shadow.start_step(progress.steps + 1, batch.micro_batches)
         start = time.perf_counter()
@@ -176,7 +179,7 @@ class Trainer:
             "grad_norm": outcome.result.grad_norm,
             "loss_scale": scale,
             **utilisation(outcome.flops, seconds, self._backend.peak_flops(self._dtype, self._device)),
-            **self._throughput.add(agreed.tokens / self._ranks.size, seconds),
+            **self._throughput.add(agreed.tokens / self._runtime.world, seconds),
             "micro_num": len(batch.micro_batches),
             "num_consumed_tokens": self._progress.tokens,
             "inf_nan_skip_batches": self._progress.skipped_steps,

@@ -6,6 +6,7 @@ import pytest
 from config_samples import smallest
 
 from evocore.config import check, load_values, require_runnable, schema_keys
+from evocore.config.checks_parallel import size_problems
 from evocore.config.unsupported import NOT_YET, inert_reason
 from evocore.errors import UserError
 
@@ -13,7 +14,8 @@ FAMILIES = {"INTERNLM2", "LLAMA2"}
 
 HONOURED = """
 JOB_NAME model_type backend kernels seed run_folder use_fp32_norm cudnn_deterministic enable_tb
-tensorboard_folder parallel.zero1.size kernels_check.every kernels_check.ops kernels_check.fingerprints
+tensorboard_folder parallel.zero1.size parallel.zero1.fsdp parallel.fsdp.enable
+kernels_check.every kernels_check.ops kernels_check.fingerprints
 data.seq_len data.micro_bsz data.micro_num data.packed_length data.gradient_accumulation data.batch_size
 data.total_steps data.valid_every data.valid_max_packs data.pack_sample_into_one data.use_packed_dataset
 data.skip_batches data.rampup_batch_size data.min_length data.min_length_dict data.train_folder data.valid_folder
@@ -26,7 +28,11 @@ model.layer_norm_epsilon model.residual_in_fp32 model.norm_head model.no_bias mo
 model.mlp_bias model.qk_interleaved model.enable_qkv_fusion model.mlp_layer_fusion model.rope_base
 model.embed_grad_scale model.use_scaled_init model.embedding_init_std model.attn_wqkv_init_std
 model.attn_other_init_std model.ffn_uplayer_init_std model.ffn_other_init_std model.out_head_init_std
-hybrid_zero_optimizer.clip_grad_norm
+hybrid_zero_optimizer.clip_grad_norm hybrid_zero_optimizer.overlap_sync_grad hybrid_zero_optimizer.overlap_sync_param
+hybrid_zero_optimizer.reduce_bucket_size reduce_comm_dtype
+parallel.tensor.size parallel.tensor.mode parallel.weight.size parallel.weight.overlap
+parallel.weight.launch_allgather_before parallel.weight.forward_overlap_per parallel.weight.layer_fuse_isp_comm
+parallel.weight.early_reduce_scatter_release
 adam.lr adam.adam_beta1 adam.adam_beta2 adam.adam_beta2_c adam.adam_eps adam.weight_decay adam.no_decay
 lr_scheduler.total_steps lr_scheduler.init_steps lr_scheduler.warmup_ratio lr_scheduler.eta_min
 beta2_scheduler.init_beta2 beta2_scheduler.c
@@ -55,7 +61,8 @@ def test_every_key_is_honoured_or_inert_or_an_error_until_it_is_supported():
 
 def test_the_defaults_of_unsupported_keys_are_neutral(load):
     assert _problems(load, []) == []
-    assert _problems(load, ["parallel.zero1.size=1"], world_size=8) == []
+    assert _problems(load, [], world_size=8) == []
+    assert _problems(load, ["parallel.zero1.size=2"], world_size=8) == []
 
 
 @pytest.mark.parametrize(
@@ -80,11 +87,6 @@ def test_what_the_runtime_honours_or_may_ignore_is_no_problem(load, sets):
 @pytest.mark.parametrize(
     ("sets", "world_size", "wrong"),
     [
-        (
-            ["parallel.tensor.size=2"],
-            2,
-            "parallel.tensor.size=2: tensor and sequence parallelism is not supported yet",
-        ),
         (["parallel.pipeline.size=2"], 2, "parallel.pipeline.size=2: pipeline parallelism is not supported yet"),
         (["model.num_experts=4"], 1, "model.num_experts=4: mixture of experts is not supported yet"),
         (["model.norm_type=layernorm"], 1, "model.norm_type='layernorm': layernorm in the decoder"),
@@ -99,8 +101,6 @@ def test_what_the_runtime_honours_or_may_ignore_is_no_problem(load, sets):
             1,
             "ckpt.oss_snapshot_freq=2: snapshots between checkpoints is not supported yet",
         ),
-        ([], 2, "parallel.zero1.size=-1: ZeRO sharding is not supported yet: set parallel.zero1.size=1"),
-        (["parallel.zero1.size=2"], 4, "parallel.zero1.size=2: ZeRO sharding is not supported yet"),
         (["parallel.zero1.size=8"], 1, "parallel.zero1.size=8 does not divide the 1 data-parallel ranks"),
         (["parallel.zero1.size=3"], 8, "parallel.zero1.size=3 does not divide the 8 data-parallel ranks"),
         (
@@ -122,9 +122,27 @@ def test_what_the_runtime_honours_or_may_ignore_is_no_problem(load, sets):
         (["parallel.tensor.size=3"], 3, "model.vocab_size=128 is not divisible by parallel.tensor.size=3"),
         (["parallel.tensor.size=8"], 8, "model.num_attention_heads=4 is not divisible by parallel.tensor.size=8"),
         (
-            ["parallel.tensor.size=4", "model.num_kv_attention_heads=2"],
+            [
+                "parallel.tensor.size=4",
+                "model.hidden_size=48",
+                "model.num_attention_heads=12",
+                "model.num_kv_attention_heads=6",
+            ],
             4,
-            "model.num_kv_attention_heads=2 is not divisible by parallel.tensor.size=4",
+            "model.num_kv_attention_heads=6 is not divisible by parallel.tensor.size=4",
+        ),
+        (
+            [
+                "parallel.tensor={'mode':'isp','size':16}",
+                "parallel.sequence_2D={'enable':True,'head_size':8,'context_size':2}",
+            ],
+            16,
+            "model.num_attention_heads=4 is not divisible by parallel.sequence_2D.head_size=8",
+        ),
+        (
+            ["parallel.tensor.mode=isp", "parallel.weight.size=4", "parallel.zero1.size=4"],
+            8,
+            "parallel.zero1.size=4 does not divide the 2 weight-data ranks",
         ),
         (
             ["parallel.tensor.mode=isp", "parallel.weight.size=3"],
@@ -154,6 +172,11 @@ def test_what_the_runtime_honours_or_may_ignore_is_no_problem(load, sets):
             "parallel.tensor.mode='isp' with fully sharded data parallelism",
         ),
         (
+            ["parallel.fsdp.enable=True", "parallel.zero1.size=1"],
+            2,
+            "parallel.zero1.size=1 with fully sharded data parallelism",
+        ),
+        (
             ["parallel.sequence_2D={'enable':True,'head_size':2,'context_size':2}"],
             1,
             "parallel.sequence_2D: head_size=2 times context_size=2 is not parallel.tensor.size=1",
@@ -176,6 +199,31 @@ def test_what_the_runtime_honours_or_may_ignore_is_no_problem(load, sets):
             ["model.num_experts=4", "parallel.expert.size=3"],
             3,
             "model.num_experts=4 is not divisible by parallel.expert.size=3",
+        ),
+        (
+            ["model.num_experts=4", "parallel.expert.size=4"],
+            6,
+            "parallel.expert.size=4 times parallel.expert_weight.size=1 times 1 for tensor parallelism does not "
+            "divide the 6 ranks",
+        ),
+        (
+            ["model.num_experts=4"],
+            3,
+            "parallel.expert.size=-1 means 3 ranks, and model.num_experts=4 is not divisible",
+        ),
+        (
+            ["model.num_experts=4", "parallel.expert.size=2", "parallel.expert_zero1.size=3"],
+            8,
+            "parallel.expert_zero1.size=3 does not divide the 4 expert-data ranks",
+        ),
+        (
+            [
+                "parallel.tensor={'mode':'isp','size':6}",
+                "parallel.sequence_2D={'enable':True,'context_size':6,'window_size':2}",
+                "parallel.sequence_2D.device_placement_strategy={'head_first':False,'interleaved':True}",
+            ],
+            6,
+            "parallel.sequence_2D.device_placement_strategy.interleaved=True with 3 windows",
         ),
         (["selective_checkpoint_offload=True"], 1, "selective_checkpoint_offload=True without selective_checkpoint"),
         (
@@ -233,6 +281,23 @@ def test_each_constraint_is_reported(load, sets, world_size, wrong):
     matching = [one for one in problems if one.wrong.startswith(wrong)]
     assert len(matching) == 1, [one.wrong for one in problems]
     assert matching[0].expected and matching[0].fix
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ["model.num_experts=4", "parallel.pipeline.size=2"],
+        [
+            "parallel.tensor={'mode':'isp','size':8}",
+            "parallel.sequence_2D={'enable':True,'head_size':4,'context_size':2}",
+        ],
+    ],
+)
+def test_sizes_that_divide_are_no_problem_before_they_are_supported(load, sets):
+    config = load(*sets).config
+
+    assert size_problems(config, 8) == []
+    assert check(config, world_size=8, families=FAMILIES)
 
 
 def test_a_family_that_nobody_offers_lists_those_that_are_offered(load):

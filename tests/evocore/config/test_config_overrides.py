@@ -104,12 +104,14 @@ def test_infinite_intervals_mean_never(load):
 
 
 def test_keys_without_effect_are_noted_once_per_reason(load):
-    notes = load("hybrid_zero_optimizer.overlap_sync_grad=True", "hybrid_zero_optimizer.all_gather_size=8").notes
+    notes = load(
+        "hybrid_zero_optimizer.use_split_tensor_optim=True", "hybrid_zero_optimizer.all_gather_size=8"
+    ).notes
 
     assert (
         notes.count(
-            "hybrid_zero_optimizer.overlap_sync_grad, hybrid_zero_optimizer.all_gather_size: "
-            "without effect, they act only with ZeRO sharding"
+            "hybrid_zero_optimizer.use_split_tensor_optim, hybrid_zero_optimizer.all_gather_size: "
+            "without effect, gradients and parameters travel in buckets of reduce_bucket_size"
         )
         == 1
     )

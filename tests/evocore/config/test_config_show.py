@@ -43,7 +43,7 @@ def test_text_groups_keys_by_block_with_value_and_source(show):
 
 
 def test_json_holds_the_same_facts(show):
-    facts = json.loads(show("--json", "--world-size", "2", "--set", "adam.lr=0.5").stdout)
+    facts = json.loads(show("--json", "--world-size", "2", "--set", "adam.lr=0.5", "--set", "data.use_shm=True").stdout)
 
     rows = {row["key"]: row for row in facts["values"]}
     assert (facts["file"], facts["world_size"]) == ("mine.py", 2)
@@ -54,7 +54,7 @@ def test_json_holds_the_same_facts(show):
         "description": "Peak learning rate.",
     }
     assert "SEQ_LEN=64 (mine.py) is ignored: a helper constant" in facts["notes"]
-    assert [one["fix"] for one in facts["problems"]] == ["--set parallel.zero1.size=1"]
+    assert [one["fix"] for one in facts["problems"]] == ["--set data.use_shm=False"]
 
 
 def test_what_keeps_it_from_running_is_shown_and_is_no_failure(show):
@@ -63,8 +63,8 @@ def test_what_keeps_it_from_running_is_shown_and_is_no_failure(show):
     assert result.exit_code == 0
     tail = result.stdout.partition("cannot run yet (world size 1):\n")[2]
     assert "1. model_type='QWEN2': this model family is not supported yet" in tail
-    assert "2. parallel.tensor.size=2: tensor and sequence parallelism is not supported yet" in tail
-    assert "     to fix: --set parallel.tensor.size=1" in tail
+    assert "2. parallel.tensor.size=2 times parallel.pipeline.size=1 does not divide 1 rank" in tail
+    assert "     to fix: change a size or the number of ranks" in tail
 
 
 def test_describe_adds_what_each_key_means(show):

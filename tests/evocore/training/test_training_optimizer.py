@@ -71,11 +71,11 @@ def test_three_steps_equal_torch_with_clipping_and_groups():
 
 def test_everything_is_decayed_unless_asked_otherwise():
     model = Net()
-    assert [group.weight_decay for group in optimizer_for(model).groups] == [0.1]
-    groups = optimizer_for(Net(), no_decay=["embedding"]).groups
-    assert [sorted(group.parameters) for group in groups] == [
-        ["norm.weight", "up.bias", "up.weight"],
-        ["embedding.weight"],
+    assert [bucket.weight_decay for bucket in optimizer_for(model).buckets] == [0.1]
+    buckets = optimizer_for(Net(), no_decay=["embedding"]).buckets
+    assert [(bucket.weight_decay, sorted(member.name for member in bucket.members)) for bucket in buckets] == [
+        (0.1, ["norm.weight", "up.bias", "up.weight"]),
+        (0.0, ["embedding.weight"]),
     ]
 
 

@@ -1,0 +1,125 @@
+"""Parameters in flat buffers, so that many are reduced, updated and gathered by one call.
+
+A bucket's buffers hold its parameters one after another, padded so that they divide evenly among the Z ranks of the
+ZeRO group. Each of these ranks owns one part: the master weights and moments there, and in the end the reduced
+gradient.
+
+Sizes: n elements of a bucket with padding, Z ranks of the ZeRO group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from evocore.parallel.groups import Group
+from evocore.parallel.placement import Placement
+from evocore.parallel.sharding import Sharing
+
+ALIGNMENT = 16
+"""Elements to which each parameter's place in a flat buffer is aligned, so that vector loads stay aligned."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One parameter and where it starts in the flat buffers."""
+
+    name: str
+    parameter: nn.Parameter
+    sharing: Sharing
+    start: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.parameter.numel()
+
+    def view(self, flat_n: Tensor) -> Tensor:
+        """The parameter's place in a flat buffer of the whole bucket, in its shape."""
+        return flat_n[self.start : self.stop].view(self.parameter.shape)
+
+
+class Bucket:
+    """Parameters of one dtype whose gradients go the same way.
+
+    Args:
+        named: name, parameter and sharing of each, in the order in which their gradients come; they are shared alike.
+        zero: the ranks among which the optimizer's state is divided.
+        replicas: the ranks that hold the same part of it; both together are the ranks whose gradients add up.
+
+    Attributes:
+        values: ``[n]`` in the parameters' dtype; the parameters are views of it.
+        gradient: ``[n]`` float32 sum over micro-batches.
+        reduced: ``[n / Z]`` float32 sum over ranks as well, valid after the reduction; ``gradient`` itself if Z is 1.
+        master, exp_avg, exp_avg_sq: ``[n / Z]`` float32; ``master`` is a view of ``values`` if these are float32.
+        copies: ranks of the pipeline stage that own the same part.
+    """
+
+    def __init__(
+        self,
+        named: list[tuple[str, nn.Parameter, Sharing]],
+        *,
+        zero: Group,
+        replicas: Group,
+        weight_decay: float,
+    ) -> None:
+        self.zero, self.replicas, self.weight_decay = zero, replicas, weight_decay
+        self.copies = named[0][2].duplicates * replicas.size
+        self.members: list[Member] = []
+        size = 0
+        for name, parameter, sharing in named:
+            self.members.append(Member(name, parameter, sharing, size))
+            size += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
+        size = -(-size // (zero.size * ALIGNMENT)) * zero.size * ALIGNMENT
+        self.own = slice(zero.rank * size // zero.size, (zero.rank + 1) * size // zero.size)
+        first = named[0][1]
+        self.values = torch.zeros(size, dtype=first.dtype, device=first.device)
+        self.gradient = torch.zeros(size, dtype=torch.float32, device=first.device)
+        for member in self.members:
+            member.view(self.values).copy_(member.parameter.data)
+            member.parameter.data = member.view(self.values)
+            if first.dtype == torch.float32:
+                member.parameter.grad = member.view(self.gradient)  # autograd adds to an existing gradient in place
+        own = self.values[self.own]
+        self.reduced = self.gradient if zero.size == 1 else torch.zeros_like(self.gradient[self.own])
+        self.master = own if own.dtype == torch.float32 else own.float()
+        self.exp_avg, self.exp_avg_sq = (torch.zeros_like(self.reduced) for _ in range(2))
+
+    def zero_grad(self) -> None:
+        self.gradient.zero_()
+
+    def add(self, member: Member, gradient: Tensor) -> None:
+        """Add one micro-batch's gradient of a parameter, whatever its dtype."""
+        member.view(self.gradient).add_(gradient.view(member.parameter.shape))
+
+    def on_gradient(self, arrived: Callable[[Bucket], None] | None) -> None:
+        """Take each gradient when autograd has it, and call ``arrived`` after it if that is given.
+
+        Autograd calls the hook of a parameter whose gradient is delivered, too, though it has none for it.
+        """
+        for member in self.members:
+            if not member.sharing.delivered and (arrived is not None or member.parameter.dtype != torch.float32):
+                member.parameter.register_post_accumulate_grad_hook(self._hook(member, arrived))
+
+    def _hook(self, member: Member, arrived: Callable[[Bucket], None] | None) -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
+            if parameter.dtype != torch.float32:  # float32 gradients are added up where they belong by autograd
+                assert parameter.grad is not None
+                self.add(member, parameter.grad)
+                parameter.grad = None
+            if arrived is not None:
+                arrived(self)
+
+        return hook
+
+    def own_parts(self) -> Iterator[tuple[Member, Placement, slice]]:
+        """Each parameter of which this rank owns elements: their placement, and where they lie in the owned part."""
+        for member in self.members:
+            start, stop = max(member.start, self.own.start), min(member.stop, self.own.stop)
+            if start < stop:
+                placement = member.sharing.placement
+                if (start, stop) != (member.start, member.stop):
+                    placement = placement.elements(start - member.start, stop - member.start)
+                yield member, placement, slice(start - self.own.start, stop - self.own.start)
