@@ -15,6 +15,8 @@ from evocore.training.observer import Observer
 from evocore.training.run import train
 
 STEPS = 10
+TOLERANCE = 1e-5
+"""Relative, of loss and gradient norm of each step."""
 MICRO_BATCHES = 4
 """Of the whole global batch: data-parallel ranks share them."""
 
@@ -121,7 +123,11 @@ def config(folder: str, parallel: dict[str, Any], data: int, sets: tuple[dict[st
         run_folder=f"{folder}/runs",
         enable_tb=False,
         data=dict(
-            seq_len=32, micro_bsz=2, micro_num=MICRO_BATCHES // data, total_steps=STEPS, train_folder=f"{folder}/train"
+            seq_len=32,
+            micro_bsz=2,
+            micro_num=MICRO_BATCHES // data,
+            total_steps=STEPS,
+            train_folder=f"{folder}/train",
         ),
         model=dict(
             vocab_size=64, hidden_size=32, num_layers=3, num_attention_heads=4, num_kv_attention_heads=2,

@@ -1,43 +1,8 @@
 """Every layout trains as one process does: loss and gradient norm of each step to 1e-5."""
 
-import json
-
 import layouts
 import numpy as np
 import pytest
-
-TOLERANCE = 1e-5
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    """Documents that count upwards by a step of their own, modulo the vocabulary."""
-    folder = tmp_path_factory.mktemp("layouts")
-    (folder / "train").mkdir()
-    draw, offset, meta = np.random.default_rng(0), 0, []
-    with (folder / "train" / "part.bin").open("wb") as file:
-        for _ in range(160):
-            length, start, step = int(draw.integers(5, 60)), int(draw.integers(64)), int(draw.integers(1, 4))
-            tokens = [(start + step * place) % 63 + 1 for place in range(length)]
-            line = json.dumps({"tokens": tokens}).encode() + b"\n"
-            meta.append((offset, length))
-            offset += file.write(line)
-    np.save((folder / "train" / "part.bin.meta").open("wb"), np.array(meta, dtype=np.int64))
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def one_process(corpus):
-    """Figures of the same model in one process, computed once for each."""
-    known = {}
-
-    def run(sets):
-        key = repr(sets)
-        if key not in known:
-            known[key] = layouts.figures(corpus, {}, 1, sets)
-        return known[key]
-
-    return run
 
 
 @pytest.mark.parametrize("layout", layouts.layouts(), ids=lambda layout: layout.name)
@@ -47,4 +12,4 @@ def test_a_layout_trains_as_one_process(layout, corpus, one_process, ranks):
     ours = ranks(layout.world, layouts.figures, corpus, layout.parallel, layout.data, layout.sets, timeout=120)[0]
 
     assert len(ours) == layouts.STEPS and expected[0][0] > expected[-1][0] + 0.2
-    np.testing.assert_allclose(ours, expected, rtol=TOLERANCE)
+    np.testing.assert_allclose(ours, expected, rtol=layouts.TOLERANCE)
