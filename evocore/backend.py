@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -29,12 +30,15 @@ class Backend:
         device_type: PyTorch's name of the device.
         priority: among the available backends the highest is chosen.
         process_group_backend: the string for ``torch.distributed.init_process_group``.
+        variables: environment variables that the device's libraries read and that change what a run does, for the
+            doctor; a name that ends in ``_`` stands for all that start so.
     """
 
     name: ClassVar[str]
     device_type: ClassVar[str]
     priority: ClassVar[int] = 0
     process_group_backend: ClassVar[str] = "gloo"
+    variables: ClassVar[tuple[str, ...]] = ()
 
     # --- availability -----------------------------------------------------------------------------------------------
 
@@ -50,8 +54,18 @@ class Backend:
         return None
 
     def versions(self) -> dict[str, str]:
-        """Packages and drivers that matter for this device, by name, for the doctor and the run's record."""
+        """Packages and drivers that matter for this device, by name, for the doctor and the run's record.
+
+        Asked even where the device is not available.
+        """
         return {}
+
+    def package_problems(self) -> list[str]:
+        """Which installed packages do not fit one another, one line with its cure each.
+
+        Asked even where the device is not available, as they may be why: compare versions, import nothing.
+        """
+        return []
 
     def health_problems(self) -> list[str]:
         """What is wrong with this device's set-up although it is available, one line with its cure each."""
@@ -190,6 +204,17 @@ class Backend:
     def profiler_activities(self) -> list[torch.profiler.ProfilerActivity]:
         """What ``torch.profiler`` should record."""
         return [torch.profiler.ProfilerActivity.CPU]
+
+
+def installed_versions(*packages: str) -> dict[str, str]:
+    """Versions of those of the distributions that are installed, for ``Backend.versions``; imports nothing."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 @dataclass(frozen=True)

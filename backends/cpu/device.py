@@ -28,6 +28,7 @@ class CPUBackend(Backend):
     name = "cpu"
     device_type = "cpu"
     priority = -100  # every accelerator is preferred
+    variables = ("ATEN_CPU_CAPABILITY", "DNNL_", "GOMP_", "KMP_", "ONEDNN_", "TRITON_INTERPRET")
 
     def why_unavailable(self) -> str | None:
         return None

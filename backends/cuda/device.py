@@ -10,12 +10,11 @@ import ctypes
 import os
 import sys
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-from evocore.backend import Backend
+from evocore.backend import Backend, installed_versions
 from evocore.backends.cuda.collectives import CUDACollectives
 from evocore.backends.cuda.peaks import find_peak
 from evocore.ops.collectives import Collectives
@@ -36,6 +35,7 @@ class CUDABackend(Backend):
     device_type = "cuda"
     priority = 100
     process_group_backend = "cpu:gloo,cuda:nccl"
+    variables = ("CUBLAS_", "CUDA_", "CUDNN_", "NCCL_", "NVIDIA_", "TRITON_")
 
     # --- availability -----------------------------------------------------------------------------------------------
 
@@ -64,15 +64,11 @@ class CUDABackend(Backend):
             found["CUDA of the driver"] = _dotted(driver)
         if release := _driver_release():
             found["driver"] = release
-        found["cuDNN"] = str(torch.backends.cudnn.version())
+        if torch.version.cuda is not None:
+            found["cuDNN"] = str(torch.backends.cudnn.version())
         if nccl := _nccl():
             found["NCCL"] = _dotted(nccl)
-        for package in PACKAGES:
-            try:
-                found[package] = version(package)
-            except PackageNotFoundError:
-                continue
-        return found
+        return found | installed_versions(*PACKAGES)
 
     def health_problems(self) -> list[str]:
         problems = []
@@ -103,7 +99,7 @@ class CUDABackend(Backend):
                 f"{EXPANDABLE} is off ({chosen}): memory fragments when documents differ in length; "
                 f"take {EXPANDABLE} out of {' and '.join(ALLOCATOR_VARIABLES)}"
             )
-        if not _installed("triton"):
+        if not installed_versions("triton"):
             problems.append("Triton is not installed: most fused kernels need it; pip install 'evocore[cuda]'")
         return problems
 
@@ -203,13 +199,6 @@ def _dotted(numbers: tuple[int, ...]) -> str:
 
 def _lowest_capability() -> tuple[int, int]:
     return min(torch.cuda.get_device_capability(number) for number in range(torch.cuda.device_count()))
-
-
-def _installed(package: str) -> bool:
-    try:
-        return bool(version(package))
-    except PackageNotFoundError:
-        return False
 
 
 def _allocator_choice() -> str:

@@ -7,14 +7,13 @@ works with one release of PyTorch; both are checked here by words that say what 
 from __future__ import annotations
 
 import os
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from evocore.backend import Backend
+from evocore.backend import Backend, installed_versions
 from evocore.backends.npu.collectives import NPUCollectives
 from evocore.ops.collectives import Collectives
 
@@ -31,6 +30,7 @@ class NPUBackend(Backend):
     device_type = "npu"
     priority = 50
     process_group_backend = "cpu:gloo,npu:hccl"
+    variables = ("ASCEND_", "CPU_AFFINITY_CONF", "HCCL_", "TASK_QUEUE_ENABLE")
 
     def why_unavailable(self) -> str | None:
         if find_spec("torch_npu") is None:
@@ -46,15 +46,20 @@ class NPUBackend(Backend):
         return None
 
     def versions(self) -> dict[str, str]:
-        found = {}
-        for name in ("torch-npu", "triton-ascend"):
-            try:
-                found[name] = version(name)
-            except PackageNotFoundError:
-                continue
+        found = installed_versions("torch-npu", "triton-ascend")
         if home := os.environ.get("ASCEND_HOME_PATH") or os.environ.get("ASCEND_TOOLKIT_HOME"):
             found["CANN"] = home
         return found
+
+    def package_problems(self) -> list[str]:
+        problems = [problem] if (problem := _version_problem()) else []
+        both = installed_versions("triton", "triton-ascend")
+        if len(both) == 2:
+            problems.append(
+                f"triton {both['triton']} and triton-ascend {both['triton-ascend']} share a folder, so that one has "
+                "overwritten the other: uninstall both, then install the one that this device needs"
+            )
+        return problems
 
     def health_problems(self) -> list[str]:
         problems = []
@@ -113,9 +118,8 @@ class NPUBackend(Backend):
 
 def _version_problem() -> str | None:
     """Compare releases before the import: a mismatch ends in an unresolved symbol that tells nobody anything."""
-    try:
-        found = version("torch-npu")
-    except PackageNotFoundError:
+    found = installed_versions("torch-npu").get("torch-npu")
+    if found is None:
         return None  # not installed as a distribution: only the import can tell
     wanted = ".".join(found.split(".")[:2])
     here = ".".join(torch.__version__.split("+")[0].split(".")[:2])

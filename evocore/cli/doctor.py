@@ -41,13 +41,14 @@ def _show(diagnosis: Diagnosis) -> None:
     _show_tracebacks(diagnosis.plugins)
     print()
     print_table(
-        ["backend", "device", "priority", "state"],
+        ["backend", "device", "priority", "state", "versions"],
         [
             (
                 status.name,
                 status.device_type,
                 status.priority,
                 status.problem or ("available, chosen" if status.name == diagnosis.chosen else "available"),
+                ", ".join(f"{name} {version}" for name, version in status.versions.items()),
             )
             for status in diagnosis.backends
         ],

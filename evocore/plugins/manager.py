@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
+from evocore.errors import UserError
 from evocore.plugins import hookspecs
 
 if TYPE_CHECKING:
@@ -24,6 +25,14 @@ if TYPE_CHECKING:
 
 BUILT_IN = "evocore"
 """Distribution whose plug-ins stay when ``EVOCORE_DISABLE_PLUGIN_AUTOLOAD=1`` blocks those of others."""
+OFFERS = {
+    "evocore_backends": ("classes derived from Backend, with name and device_type", ("name", "device_type")),
+    "evocore_kernels": ("Kernel records", ("op", "provider", "target")),
+    "evocore_models": ("ModelFamily records", ("name", "target")),
+}
+"""Hook -> what each of its offers must be, and texts that such a thing has."""
+UNKNOWN = "?"
+"""Distribution and version of a plug-in that no distribution brought."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +79,11 @@ class PluginRegistry:
 
         ``EVOCORE_PLUGINS=no:NAME,...`` blocks plug-ins by name, ``EVOCORE_DISABLE_PLUGIN_AUTOLOAD=1`` all but the
         built-in ones.
+
+        Raises:
+            UserError: if ``EVOCORE_PLUGINS`` says anything else.
         """
-        blocked = {word[3:] for word in os.environ.get("EVOCORE_PLUGINS", "").split(",") if word.startswith("no:")}
+        blocked = blocked_plugins(os.environ)
         built_in_only = os.environ.get("EVOCORE_DISABLE_PLUGIN_AUTOLOAD", "") not in ("", "0")
         for point in _unique(entry_points(group=hookspecs.PROJECT)):
             if point.name in blocked:
@@ -108,28 +120,61 @@ class PluginRegistry:
             others = [other for _, other in self._manager.list_name_plugin() if other is not plugin]
             caller = self._manager.subset_hook_caller(hook, others)
             try:
-                found += [item for offer in caller() for item in offer]
+                offers = [item for offer in caller() for item in offer]
+                for item in offers:
+                    _check_offer(hook, item)
+                found += offers
             except Exception as error:  # noqa: BLE001 - a stranger's hook can raise anything; it is kept and shown
                 self._note_failure(name, f"{hook} raised {type(error).__name__}: {error}", traceback.format_exc())
         return found
 
     def _note_failure(self, name: str, problem: str, detail: str) -> None:
-        known = {status.name: status for status in self.statuses}
-        old = known.get(name, PluginStatus(name, "?", "?", "registered by hand"))
-        known[name] = PluginStatus(name, old.distribution, old.version, old.target, problem, detail)
-        self.statuses = list(known.values())
+        loaded = [status for status in self.statuses if status.name == name and not status.problem]
+        if not loaded:
+            loaded = [PluginStatus(name, UNKNOWN, UNKNOWN, "registered by hand")]
+            self.statuses += loaded
+        place = self.statuses.index(loaded[0])
+        self.statuses[place] = replace(loaded[0], problem=problem, detail=detail)
 
     def _load(self, point: EntryPoint) -> None:
         try:
             self.register(point.load(), point.name)
-        except Exception as error:  # noqa: BLE001 - a stranger's import can raise anything; it is kept and shown
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's import can raise anything; it is kept and shown
             self._remember(point, f"{type(error).__name__}: {error}", traceback.format_exc())
         else:
             self._remember(point, None)
 
     def _remember(self, point: EntryPoint, problem: str | None, detail: str = "") -> None:
-        name, version = (point.dist.name, point.dist.version) if point.dist else ("?", "?")
+        name, version = (point.dist.name, point.dist.version) if point.dist else (UNKNOWN, UNKNOWN)
         self.statuses.append(PluginStatus(point.name, name, version, point.value, problem, detail))
+
+
+def blocked_plugins(environ: Mapping[str, str]) -> set[str]:
+    """The names that ``EVOCORE_PLUGINS`` blocks.
+
+    Raises:
+        UserError: if it holds anything but ``no:NAME``.
+    """
+    words = [word.strip() for word in environ.get("EVOCORE_PLUGINS", "").split(",")]
+    for word in filter(None, words):
+        if not word.startswith("no:") or word == "no:":
+            raise UserError(
+                f"EVOCORE_PLUGINS holds {word!r}",
+                "no:NAME of each plug-in to block, with commas between them: all others are loaded",
+                f"write no:{word} to block it, or unset EVOCORE_PLUGINS",
+            )
+    return {word.removeprefix("no:") for word in words if word}
+
+
+def _check_offer(hook: str, offer: object) -> None:
+    """Refuse what a hook does not ask for, which would stop whoever chooses among the offers of all.
+
+    Goes by attributes: the classes belong to other rooms, and PyTorch is not imported to list plug-ins.
+    """
+    kind, names = OFFERS[hook]
+    of_kind = isinstance(offer, type) == (hook == "evocore_backends")
+    if not of_kind or not all(isinstance(getattr(offer, name, None), str) for name in names):
+        raise TypeError(f"{offer!r} is among the offers, which must be {kind}")
 
 
 def _unique(points: Iterable[EntryPoint]) -> list[EntryPoint]:

@@ -155,7 +155,15 @@ def test_a_root_folder_is_no_package(path):
 
 
 def test_tests_are_found_by_unique_names_and_shadow_nothing():
-    tests = [path for path in (ROOT / "tests").rglob("*.py") if "__pycache__" not in path.parts]
+    # A folder with a setup.py is a project of its own: tests install it, and pytest imports nothing of it.
+    projects = {path.parent for path in (ROOT / "tests").rglob("setup.py")}
+    tests = [
+        path
+        for path in (ROOT / "tests").rglob("*.py")
+        if "__pycache__" not in path.parts and not projects & set(path.parents)
+    ]
+    collected = [path for project in projects for path in project.rglob("*.py") if "test" in path.stem]
+    assert not collected, "pytest might collect it"
     assert not [relative(path) for path in tests if path.name == "__init__.py"]
     assert not (ROOT / "conftest.py").exists(), "it would put the root on sys.path"
     assert not list((ROOT / "tests").glob("*.py")), "it would put tests/ on sys.path, where tests/evocore is found"

@@ -1,0 +1,1 @@
+"""Kernels for devices of others."""

@@ -1,0 +1,1 @@
+"""The toy device for evocore."""
