@@ -61,8 +61,10 @@ kept='file=$1; shift; "$@" >"$file" 2>"$file.log" || { code=$?; cat "$file.log" 
 # 1. Nothing is judged by a stand-in that computes wrong values.
 stage 120 "1. the stand-in computes what PyTorch does" "${run[@]}" python "$checks/self_checks.py"
 
-# 2. Every kernel that is offered for the NPU, against its contract.
-stage 240 "2. kernels keep their contracts" "${run[@]}" evocore conform --backend npu --sizes small --draws 2
+# 2. Every kernel that is offered for the NPU, against its contract; streams, memory, random numbers and the like.
+conform=(evocore conform --backend npu)
+stage 240 "2. kernels keep their contracts" "${run[@]}" "${conform[@]}" --part kernels --sizes small --draws 2
+stage 60 "   and so does the device" "${run[@]}" "${conform[@]}" --part device
 
 # 3. A whole run.
 stage 60 "3. a run on the CPU" bash -c "$kept" - cpu.txt "${train[@]}" --backend cpu
@@ -71,9 +73,23 @@ stage 10 "   losses" python "$checks/compare.py" npu.txt cpu.txt
 
 # 4. Several processes over the real ProcessGroupHCCL.
 stage 120 "4. collectives" "${run[@]}" python "$checks/collectives.py"
+# The stand-in's HCCL works where it is called, so that a call waits for all ranks.
+stage 120 "   keep their contracts" "${run[@]}" "${conform[@]}" --part collectives --skip at_once
 stage 120 "   two processes, data parallel" bash -c "$kept" - two.txt \
     "${run[@]}" "${train[@]}" --backend npu --nproc 2 --set data.micro_num=1
 stage 10 "   losses" python "$checks/compare.py" two.txt npu.txt
+layout() { # layout NAME KEY=VALUE...: two processes in this layout make the losses of one
+    local name=$1 sets=()
+    shift
+    for one; do sets+=(--set "$one"); done
+    stage 120 "   two processes, $name" bash -c "$kept" - "$name.txt" \
+        "${run[@]}" "${train[@]}" --backend npu --nproc 2 "${sets[@]}"
+    stage 10 "   losses" python "$checks/compare.py" "$name.txt" npu.txt
+}
+layout zero data.micro_num=1 parallel.zero1.size=2 hybrid_zero_optimizer.overlap_sync_grad=True \
+    hybrid_zero_optimizer.overlap_sync_param=True hybrid_zero_optimizer.reduce_bucket_size=20000
+layout msp parallel.tensor.size=2 parallel.tensor.mode=msp
+layout isp parallel.tensor.size=2 parallel.tensor.mode=isp parallel.weight.size=2 parallel.weight.overlap=True
 
 # 5. torch_npu's search for missing waits between streams; first that it finds one that is there.
 export TORCH_NPU_SANITIZER=1

@@ -178,7 +178,7 @@ def _serve(connection: Connection, rank: int, world_size: int, backend: str) -> 
     try:
         while True:
             connection.send_bytes(_answer(connection.recv_bytes(), rank, world_size, backend))
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):
         return
 
 

@@ -40,15 +40,16 @@ class _GroupedLinear(torch.autograd.Function):
         x_RD, weight_EFD = ctx.saved_tensors
         if len(x_RD) == 0:
             return torch.zeros_like(x_RD), torch.zeros_like(weight_EFD), None
-        ends, grad_RF = _ends(ctx.groups, len(x_RD)), _mask(grad_RF, ctx.groups)
+        ends, grad_RF = _ends(ctx.groups, len(x_RD)), _mask(grad_RF, ctx.groups).contiguous()
         grad_x = _product(grad_RF, weight_EFD, ends, ROWS) if ctx.needs_input_grad[0] else None
         grad_weight = None
         if ctx.needs_input_grad[1]:
-            grad_weight = _product(grad_RF.t(), _mask(x_RD, ctx.groups), ends, INNER)
+            grad_weight = _product(grad_RF.t(), _mask(x_RD, ctx.groups).contiguous(), ends, INNER)
         return grad_x, grad_weight, None
 
 
 def _product(a: Tensor, b: Tensor, ends: Tensor, cut: int) -> Tensor:
+    """``a`` has rows without gaps or, where the groups cut the sum, is the transpose of such a tensor."""
     out: list[Tensor] = torch_npu.npu_grouped_matmul(
         [a.contiguous() if cut == ROWS else a],
         [b],

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from evocore import backend as backend_module
 from evocore.backends.cuda import device as cuda_device
 from evocore.backends.cuda.collectives import CUDACollectives
 from evocore.backends.cuda.device import CUDABackend
@@ -55,7 +56,7 @@ class Machine:
         monkeypatch.setattr(torch.cuda.nccl, "version", lambda: self.nccl)
         monkeypatch.setattr(dist, "is_nccl_available", lambda: self.nccl is not None)
         monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91900)
-        for module in (cuda_device, kernel_module):
+        for module in (backend_module, kernel_module):
             monkeypatch.setattr(module, "version", self.version)
 
     def library(self, name):

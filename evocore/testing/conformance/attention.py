@@ -74,11 +74,15 @@ SMALL: dict[str, dict[str, Any]] = {
     "scale": {"queries": [8, 3], **FEW, "scale": 0.9},
     "odd-heads": {"queries": [6, 3], "heads": 3, "kv_heads": 1, "width": 20},
     "everything": {"queries": SEVERAL, "keys": CACHE, **FEW, "window": 3, "softcap": 2.0, "scale": 0.7},
+    "heads-of-16": {"queries": [3, 0, 2], "width": 16},
+    "heads-of-16-cache-window": {"queries": [2, 0, 3], "keys": [4, 1, 3], "width": 16, "window": 2},
+    "heads-of-16-full": {"queries": [5, 3], "keys": [2, 4], "width": 16, **FULL},
 }
+"""Fused kernels of some devices take heads whose size is a multiple of 16, and no others."""
 EMPTY: dict[str, dict[str, Any]] = {
-    "empty": {"queries": [0], "width": 8},
-    "empty-no-documents": {"queries": [], "width": 8},
-    "empty-queries": {"queries": [0, 0], "keys": [3, 0], "heads": 2, **FULL},
+    "empty": {"queries": [0], "width": 16},
+    "empty-no-documents": {"queries": [], "width": 16},
+    "empty-queries": {"queries": [0, 0], "keys": [3, 0], "width": 16, **FULL},
 }
 MEDIUM: dict[str, dict[str, Any]] = {
     "long": {"queries": [300, 17], **FEW, "width": 8},
@@ -102,6 +106,7 @@ BLOCK_ONLY: dict[str, dict[str, Any]] = {
     "two-blocks-one-without-keys": {"queries": [4, 2, 3], "keys": [1, 0, 6], **FEW, "blocks": 2, **FULL},
     "two-blocks-ring-step": {"queries": [2, 0, 3], "keys": [4, 1, 3], **FEW, "blocks": 2},
     "two-blocks-softcap": {"queries": [6, 3], "keys": [9, 6], **FEW, "blocks": 2, "softcap": 2.0, **FULL},
+    "two-blocks-heads-of-16": {"queries": [2, 0, 3], "keys": [4, 1, 3], "width": 16, "blocks": 2},
 }
 BLOCK_ONLY_LARGE: dict[str, dict[str, Any]] = {
     "two-blocks-ring-step": {"queries": [200, 65], "keys": [400, 129], "blocks": 2},
@@ -109,7 +114,10 @@ BLOCK_ONLY_LARGE: dict[str, dict[str, Any]] = {
 }
 BLOCK = {
     label: SMALL[label]
-    for label in ("full", "grouped", "cache", "more-queries-than-keys-full", "window", "odd-heads", "everything")
+    for label in (
+        *("full", "grouped", "cache", "more-queries-than-keys-full", "window", "odd-heads", "everything"),
+        *("heads-of-16", "heads-of-16-cache-window", "heads-of-16-full"),
+    )
 }
 """What need not be the same code as in ``attention``."""
 

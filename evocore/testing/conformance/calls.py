@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import textwrap
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +13,29 @@ from torch import Tensor
 
 from evocore.testing.conformance.example import Example
 
+LONGEST = 300
+"""Characters that are told of an error: PyTorch's list of all its dispatch keys helps nobody."""
+
 
 class ContractError(AssertionError):
-    """What a kernel does against its contract, in one line."""
+    """What a kernel, a device or its collectives do against their contract, in one line."""
+
+
+@contextmanager
+def during(situation: str = "") -> Iterator[None]:
+    """Say in which situation it went wrong; whatever a stranger's code raises breaks its contract."""
+    prefix = f"{situation}: " if situation else ""
+    try:
+        yield
+    except ContractError as violation:
+        raise ContractError(prefix + str(violation)) from violation.__cause__
+    except Exception as error:  # noqa: BLE001 - a stranger's code can raise anything; it is reported
+        raise ContractError(f"{prefix}raised {told(error)}") from error
+
+
+def told(error: Exception) -> str:
+    """The error in one line of bearable length."""
+    return textwrap.shorten(traceback.format_exception_only(error)[-1], LONGEST, placeholder=" ...")
 
 
 @dataclass(frozen=True)

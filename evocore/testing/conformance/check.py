@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +13,27 @@ import torch
 
 from evocore.backend import Backend
 from evocore.ops.kernel import Kernel
-from evocore.testing.conformance.calls import LAYOUTS, ContractError, Results, call
+from evocore.testing.conformance.calls import LAYOUTS, ContractError, Results, call, during, told
+from evocore.testing.conformance.choices import numbers_of
 from evocore.testing.conformance.example import Case, Example
 from evocore.testing.conformance.grid import GRIDS
 from evocore.testing.conformance.rule import Rule
 
 REFERENCE = "reference"
 HOST = "cpu"
+FEATURES = (
+    "values",
+    "repeats",
+    "unwritten memory",
+    "strides",
+    "single gradients",
+    "no gradients",
+    "empty",
+    "mixed",
+    "drawn",
+)
+"""What a case can show of a kernel: outputs and gradients; up to ``no gradients``, what thorough checks show besides;
+then kinds of cases."""
 
 
 class ConformanceError(AssertionError):
@@ -47,10 +60,12 @@ class Outcome:
     Attributes:
         refused: why the kernel does not serve it; None if it was called and conforms.
         worst: the largest error found, as a multiple of the allowed one.
+        shown: which of ``FEATURES`` the case has shown.
     """
 
     refused: str | None
     worst: float = 0.0
+    shown: tuple[str, ...] = ()
 
 
 class Checker:
@@ -87,7 +102,7 @@ class Checker:
             try:
                 self._functions[kernel] = GRIDS[kernel.op].adapt(kernel.load())
             except Exception as error:  # noqa: BLE001 - a stranger's import can raise anything; it is reported
-                raise KernelImportError(f"cannot be imported: {_told(error)}", self.reproducer(kernel)) from error
+                raise KernelImportError(f"cannot be imported: {told(error)}", self.reproducer(kernel)) from error
         return self._functions[kernel]
 
     def check(self, kernel: Kernel, case: Case, dtype: torch.dtype, *, thorough: bool = True) -> Outcome:
@@ -108,7 +123,8 @@ class Checker:
             function = self.load(kernel)
             exact, plain = self._truth(kernel, case, dtype)
             rule = Rule(exact, plain, reference_in=dtype if kernel.provider == REFERENCE else None, zeros=case.empty)
-            return Outcome(None, _check(function, example.to(self.device), rule, thorough, kernel.deterministic))
+            worst, shown = _check(function, example.to(self.device), rule, thorough, kernel.deterministic)
+            return Outcome(None, worst, (*shown, *_kinds(case)))
         except ContractError as violation:
             raise ConformanceError(str(violation), self.reproducer(kernel, case, dtype)) from violation.__cause__
 
@@ -136,7 +152,7 @@ class Checker:
             elsewhere = replace(kernel, supports=lambda request: None).why_not(request, self.device.type)
             if elsewhere is not None:
                 return elsewhere
-            with _during(f"its supports() for [{request}]"):
+            with during(f"its supports() for [{request}]"):
                 reason = kernel.supports(request)
             if reason is not None and not (isinstance(reason, str) and reason.strip()):
                 raise ContractError(f"its supports() for [{request}] returned {reason!r}, neither None nor a reason")
@@ -155,7 +171,7 @@ class Checker:
                 function = self.load(references[0])
             except KernelImportError as error:
                 raise ContractError(f"the reference of {case.op}, which is the oracle, {error.what}") from error
-            with _during(f"the reference of {case.op}"):
+            with during(f"the reference of {case.op}"):
                 exact, plain = call(function, example.exact()), call(function, example.to(self.device))
             self._latest = (case, dtype), exact, plain
         return self._latest[1:]
@@ -166,54 +182,51 @@ def short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _check(function: Callable[..., Any], example: Example, rule: Rule, thorough: bool, deterministic: bool) -> float:
-    """The worst error of all calls, as a multiple of the allowed one."""
-    with _during():
+def _kinds(case: Case) -> list[str]:
+    kinds = {"empty": case.empty, "mixed": case.mixed, "drawn": numbers_of(case.label) is not None}
+    return [name for name, it_is in kinds.items() if it_is]
+
+
+def _check(
+    function: Callable[..., Any], example: Example, rule: Rule, thorough: bool, deterministic: bool
+) -> tuple[float, list[str]]:
+    """The worst error of all calls, as a multiple of the allowed one, and which ``FEATURES`` were shown."""
+    with during():
         first = call(function, example)
     rule.check_differentiable(first)
-    worst = rule.worst(first)
+    worst, shown = rule.worst(first), ["values"]
     if not thorough:
-        return worst
+        return worst, shown
     if deterministic:
-        with _during("called again"):
+        with during("called again"):
             second = call(function, example).named()
             differs = [name for name, x in first.named().items() if not torch.equal(x, second[name])]
             if differs:
                 raise ContractError(
                     f"{differs[0]} is not the same to the bit, although it claims to be deterministic"
                 )
-    with _during("in memory that holds NaN"), _memory_of_nan():
+        shown.append("repeats")
+    with during("in memory that holds NaN"), _memory_of_nan():
         worst = max(worst, rule.worst(call(function, example)))
-    for name, layout in LAYOUTS.items() if example.activations else ():
-        with _during(f"with tensors stored {name}"):
-            worst = max(worst, rule.worst(call(function, example.relaid(layout), layout=layout)))
-    for index in range(len(example.inputs)) if len(example.inputs) > 1 else ():
-        with _during(f"with a gradient of input {index} alone"):
-            worst = max(worst, rule.worst(call(function, example, wanted=[index])))
+    shown.append("unwritten memory")
+    if example.activations:
+        for name, layout in LAYOUTS.items():
+            with during(f"with tensors stored {name}"):
+                worst = max(worst, rule.worst(call(function, example.relaid(layout), layout=layout)))
+        shown.append("strides")
+    if len(example.inputs) > 1:
+        for index in range(len(example.inputs)):
+            with during(f"with a gradient of input {index} alone"):
+                worst = max(worst, rule.worst(call(function, example, wanted=[index])))
+        shown.append("single gradients")
     if example.inputs:
-        with _during("without gradients"):
+        with during("without gradients"):
             without = call(function, example, wanted=[])
             if any(without.differentiable):
                 raise ContractError("an output requires a gradient")
             worst = max(worst, rule.worst(without))
-    return worst
-
-
-@contextmanager
-def _during(situation: str = "") -> Iterator[None]:
-    """Say in which situation it went wrong; whatever a kernel raises breaks its contract."""
-    prefix = f"{situation}: " if situation else ""
-    try:
-        yield
-    except ContractError as violation:
-        raise ContractError(prefix + str(violation)) from violation.__cause__
-    except Exception as error:  # noqa: BLE001 - a stranger's kernel can raise anything; it is reported
-        raise ContractError(f"{prefix}raised {_told(error)}") from error
-
-
-def _told(error: Exception) -> str:
-    """The error in one line."""
-    return " ".join(traceback.format_exception_only(error)[-1].split())
+        shown.append("no gradients")
+    return worst, shown
 
 
 @contextmanager

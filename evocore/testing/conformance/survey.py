@@ -46,6 +46,7 @@ class Row:
         passed: how many cases.
         worst: the largest error of the cases that passed, as a multiple of the allowed one.
         seconds: that the checks took.
+        shown: what the cases that passed have shown, one of ``FEATURES`` -> how many cases.
         refusals: reason -> how many cases.
         failures: the others.
     """
@@ -57,6 +58,7 @@ class Row:
     passed: int = 0
     worst: float = 0.0
     seconds: float = 0.0
+    shown: Counter[str] = field(default_factory=Counter)
     refusals: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
 
@@ -143,6 +145,7 @@ class _Survey:
         else:
             if outcome.refused is None:
                 row.passed, row.worst = row.passed + 1, max(row.worst, outcome.worst)
+                row.shown.update(outcome.shown)
             else:
                 row.refusals[outcome.refused] += 1
         row.seconds += time.perf_counter() - start

@@ -49,7 +49,7 @@ def register() -> torch.library.Library:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch says of each that it was there before: that is the point
         for name, operator in _replaced():
-            library.impl(name, SPECIAL.get(name) or _on_host(operator), "PrivateUse1", allow_override=True)
+            library.impl(name, SPECIAL.get(name) or on_host(operator), "PrivateUse1", allow_override=True)
     return library
 
 
@@ -110,9 +110,9 @@ class _Call:
             if id(value) not in self.originals:
                 return device_copy(value, self.where()) if value.device.type == "cpu" else value
             original = self.originals[id(value)][1]
+            if original.shape != value.shape:
+                original.resize_(value.shape)
             if value.untyped_storage().data_ptr() != original.untyped_storage().data_ptr():  # a holder
-                if original.shape != value.shape:
-                    original.resize_(value.shape)
                 host_view(original).copy_(value)
             return original
         if isinstance(value, list | tuple):
@@ -120,7 +120,8 @@ class _Call:
         return value
 
 
-def _on_host(operator: Any) -> Callable[..., Any]:
+def on_host(operator: Any) -> Callable[..., Any]:
+    """A kernel of the device that runs an operator on the host."""
     name = operator._schema.name.partition("::")[2]
     holders = {argument.name for argument in operator._schema.arguments if argument.is_out}
     mixes = name.startswith(ANY_DEVICE)
