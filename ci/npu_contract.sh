@@ -63,8 +63,8 @@ stage 120 "1. the stand-in computes what PyTorch does" "${run[@]}" python "$chec
 
 # 2. Every kernel that is offered for the NPU, against its contract; streams, memory, random numbers and the like.
 conform=(evocore conform --backend npu)
-stage 240 "2. kernels keep their contracts" "${run[@]}" "${conform[@]}" --part kernels --sizes small --draws 2
-stage 60 "   and so does the device" "${run[@]}" "${conform[@]}" --part device
+stage 480 "2. kernels keep their contracts" "${run[@]}" "${conform[@]}" --part kernels --sizes small --draws 2
+stage 120 "   and so does the device" "${run[@]}" "${conform[@]}" --part device
 
 # 3. A whole run.
 stage 60 "3. a run on the CPU" bash -c "$kept" - cpu.txt "${train[@]}" --backend cpu

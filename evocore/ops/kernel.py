@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from packaging.requirements import Requirement
+from packaging.requirements import InvalidRequirement, Requirement
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,10 @@ class Kernel:
 
 @lru_cache(maxsize=256)
 def _why_unmet(text: str) -> str | None:
-    requirement = Requirement(text)
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement:
+        return f"names what it needs as {text!r}, which is no requirement"
     try:
         found = version(requirement.name)
     except PackageNotFoundError:
