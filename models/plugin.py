@@ -23,6 +23,12 @@ def evocore_models() -> Iterable[ModelFamily]:
             description="InternLM2: fused grouped wqkv, normalised head as an option",
         ),
         ModelFamily(
+            "INTERNLM_MoE",
+            "evocore.models.internlm_moe:build",
+            aliases=("INTERNLM_MOE",),
+            description="InternLM-MoE: biases in attention, mixture of experts in the place of the MLP",
+        ),
+        ModelFamily(
             "LLAMA2",
             "evocore.models.llama2:build",
             aliases=("LLAMA",),

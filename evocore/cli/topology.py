@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from evocore.cli.topology_schedule import show_schedule
+
 if TYPE_CHECKING:
     from evocore.config import Config
     from evocore.parallel.sizes import Sizes
@@ -17,9 +19,9 @@ SHOWN = 4
 
 
 def topology(
-    config: Annotated[Path, typer.Option(help="The config that is asked about.")],
-    world_size: Annotated[int, typer.Option(min=1, help="Number of ranks.")],
-    rank: Annotated[int, typer.Option(min=0, help="Whose groups are shown.")] = 0,
+    config: Annotated[Path | None, typer.Option(help="The config that is asked about.")] = None,
+    world_size: Annotated[int | None, typer.Option(min=1, help="Number of ranks.")] = None,
+    rank: Annotated[int, typer.Option(min=0, help="Whose groups, traffic and memory are shown.")] = 0,
     sets: Annotated[list[str], typer.Option("--set", help="KEY=VALUE over the config; may be repeated.")] = [],  # noqa: B006
     with_traffic: Annotated[
         bool,
@@ -31,6 +33,13 @@ def topology(
     backend: Annotated[
         str | None, typer.Option(help="The device of --traffic and --memory; as for training if left out.")
     ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="Show a pipeline schedule instead: 1F1B, interleaved, ZBH1 or ZBV.")
+    ] = None,
+    stages: Annotated[int, typer.Option(min=1, help="Stages of --schedule.")] = 4,
+    micro: Annotated[int, typer.Option(min=1, help="Micro-batches of --schedule.")] = 8,
+    chunks: Annotated[int | None, typer.Option(min=1, help="Chunks of each stage of --schedule.")] = None,
+    svg: Annotated[Path | None, typer.Option(help="Draw --schedule into this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show how a config divides ranks into groups, and of one rank the groups, the traffic or the memory.
@@ -45,6 +54,14 @@ def topology(
     from evocore.errors import UserError
     from evocore.parallel.topology import Sizes, Topology
 
+    if schedule is not None:
+        return show_schedule(schedule, stages, micro, chunks, svg, as_json=as_json)
+    if config is None or world_size is None:
+        raise UserError(
+            f"evocore topology without {'--config' if config is None else '--world-size'}",
+            "a config and a number of ranks, or a schedule",
+            "name both, e.g. --config train.py --world-size 8, or --schedule 1F1B",
+        )
     if rank >= world_size:
         raise UserError(
             f"--rank {rank} of --world-size {world_size}",
@@ -124,8 +141,6 @@ def _sizes(sizes: Sizes) -> dict[str, Any]:
 
 
 def _show(facts: dict[str, Any]) -> None:
-    from evocore.cli.output import print_table
-
     of, isp = facts["sizes"], facts["sizes"]["mode"] == "isp"
     print(f"{facts['config']}: {of['world']} ranks, mode {of['mode']}")
     print(_product("work", of, ("pipeline", "data", "tensor")), end="")
@@ -134,13 +149,15 @@ def _show(facts: dict[str, Any]) -> None:
     if of["expert"] > 1:
         shared = "expert_weight" if isp else "expert_tensor"
         print(_product("experts", of, ("pipeline", "expert_zero_replica", "expert_zero", "expert", shared)))
-    print()
-    if "traffic" in facts:
-        _show_traffic(facts)
-    if "memory" in facts:
-        _show_memory(facts)
-    if "traffic" in facts or "memory" in facts:
-        return
+    tables = [show for kind, show in (("traffic", _show_traffic), ("memory", _show_memory)) if kind in facts]
+    for show in tables or [_show_groups]:
+        print()
+        show(facts)
+
+
+def _show_groups(facts: dict[str, Any]) -> None:
+    from evocore.cli.output import print_table
+
     print_table(
         ["group", "groups", "size", f"ranks with rank {facts['rank']}", "what they share"],
         [
@@ -168,7 +185,6 @@ def _show_traffic(facts: dict[str, Any]) -> None:
         for row in facts["traffic"]
     ]
     print_table(columns, rows)
-    print()
 
 
 def _show_memory(facts: dict[str, Any]) -> None:
@@ -187,7 +203,6 @@ def _show_memory(facts: dict[str, Any]) -> None:
     held = sum(row["bytes"] for row in facts["memory"] if not row["bound"])
     rows.append(("all the time", f"{held:,}", f"{held / 2**30:.3f}", "", ""))
     print_table([f"memory of rank {facts['rank']}", "bytes", "GiB", "of these padding", ""], rows)
-    print()
 
 
 def _product(title: str, sizes: dict[str, Any], names: Sequence[str]) -> str:

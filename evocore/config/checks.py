@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
+from evocore.config.checks_experts import expert_problems
 from evocore.config.checks_parallel import PARALLEL_RULES, ranks, ranks_text
 from evocore.config.checks_run import RUN_RULES
 from evocore.config.problems import combined
@@ -31,7 +32,7 @@ def check(config: Config, *, world_size: int, families: Collection[str]) -> list
     problems = list(_family(config, families))
     problems += not_yet(config)
     problems += ranks(config, world_size)
-    for rule in (*PARALLEL_RULES, *RUN_RULES):
+    for rule in (*PARALLEL_RULES, expert_problems, *RUN_RULES):
         problems += rule(config)
     return problems
 

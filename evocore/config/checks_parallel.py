@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from evocore.config.checks_pipeline import pipeline_problems
 from evocore.config.schema import Config
 from evocore.errors import UserError
 
@@ -141,31 +142,6 @@ def _divisible(config: Config) -> Problems:
             )
 
 
-def _pipeline(config: Config) -> Problems:
-    model, pipeline = config.model, config.parallel.pipeline
-    chunks = pipeline.size * model.num_chunks
-    if pipeline.size > 1 and model.num_layers < chunks:
-        yield UserError(
-            f"model.num_layers={model.num_layers} is less than parallel.pipeline.size={pipeline.size} times "
-            f"model.num_chunks={model.num_chunks}",
-            "at least one layer per chunk",
-            "use fewer stages or chunks",
-        )
-    if pipeline.mode == "ZBH1" and model.num_chunks > 1:
-        yield UserError(
-            f"model.num_chunks={model.num_chunks} with parallel.pipeline.mode='ZBH1'",
-            "one chunk per stage",
-            "set model.num_chunks=1, or the mode to 'ZBV' or '1F1B'",
-        )
-    if pipeline.size == 1 and config.data.gradient_accumulation != config.data.micro_num:
-        yield UserError(
-            f"data.gradient_accumulation={config.data.gradient_accumulation} differs from "
-            f"data.micro_num={config.data.micro_num}",
-            "the same number without pipeline parallelism",
-            "remove data.gradient_accumulation",
-        )
-
-
 def _sharded(config: Config) -> Problems:
     if config.parallel.zero1.fsdp or config.parallel.fsdp.enable:
         for key, value, wanted in (
@@ -202,6 +178,25 @@ def _sequence_2d(config: Config) -> Problems:
     placement, tensor = two.device_placement_strategy, config.parallel.tensor.size
     if not two.enable:
         return
+    if config.parallel.tensor.mode != "isp":
+        yield UserError(
+            f"parallel.sequence_2D.enable=True with parallel.tensor.mode={config.parallel.tensor.mode!r}",
+            "two-dimensional sequence parallelism only in mode 'isp'",
+            "set parallel.tensor.mode='isp' or parallel.sequence_2D.enable=False",
+        )
+    if two.context_size > 1 and config.data.packed_length % (2 * two.context_size):
+        yield UserError(
+            f"data.packed_length={config.data.packed_length} is not divisible by {2 * two.context_size}, twice "
+            f"parallel.sequence_2D.context_size={two.context_size}",
+            "two equal chunks of each pack for every rank that shares the context",
+            "change data.packed_length or parallel.sequence_2D.context_size",
+        )
+    if two.context_size > 1 and config.model.use_sliding_window:
+        yield UserError(
+            f"model.use_sliding_window=True with parallel.sequence_2D.context_size={two.context_size}",
+            "attention to the whole context where ranks share it",
+            "set parallel.sequence_2D.context_size=1 and head_size to the tensor size",
+        )
     if two.head_size * two.context_size != tensor:
         yield UserError(
             f"parallel.sequence_2D: head_size={two.head_size} times context_size={two.context_size} is not "
@@ -260,7 +255,7 @@ def ranks_text(world_size: int) -> str:
 PARALLEL_RULES: tuple[Callable[[Config], Problems], ...] = (
     _weight_parallel,
     _divisible,
-    _pipeline,
+    pipeline_problems,
     _sharded,
     _sequence_2d,
     _experts,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from evocore.config.schema_base import Block, Count, DType, NonNegative, Ratio
 
@@ -10,10 +12,10 @@ from evocore.config.schema_base import Block, Count, DType, NonNegative, Ratio
 class MoELayerKwargs(Block):
     """Router and dispatch options of a mixture-of-experts layer."""
 
-    capacity_factor: float | None = None
-    """Tokens an expert takes, relative to an even share; None drops nothing."""
-    eval_capacity_factor: float | None = None
-    """As capacity_factor, in validation."""
+    capacity_factor: Annotated[float, Field(gt=0)] | None = None
+    """Tokens an expert takes, relative to an even share; None is 1 for GShard and MegaBlock, no limit for others."""
+    eval_capacity_factor: Annotated[float, Field(gt=0)] | None = None
+    """As capacity_factor, in validation; None is the same, and 1 for GShard and MegaBlock."""
     min_capacity: NonNegative = 4
     """Least number of tokens that an expert takes."""
     drop_tokens: bool = True
@@ -44,6 +46,14 @@ class MoELayerKwargs(Block):
     """Function from router logits to expert scores."""
     routed_scaling_factor: float = 1.0
     """Factor on the routed experts' output."""
+    num_expert_groups: Count = 1
+    """Groups of neighbouring experts of which a token may use top_k_groups (DeepSeek-V3)."""
+    top_k_groups: Count | None = None
+    """Groups that a token may use; None for all."""
+    bias_update_rate: Annotated[float, Field(ge=0)] = 0.0
+    """Step by which loads are balanced by a bias on the scores instead of a loss (DeepSeek-V3); 0 for no bias."""
+    shared_expert_gate: bool = False
+    """Shared experts' output is scaled by a sigmoid of the token (Qwen2-MoE)."""
     parallel_mode: Literal["tensor", "weight"] | None = None
     """How MegaBlock-Dropless splits an expert."""
 

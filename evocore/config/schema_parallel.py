@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from evocore.config.schema_base import Block, Count, PipelineMode
+from evocore.config.schema_base import Block, Count, Ints, PipelineMode
 
 
 class Zero1(Block):
@@ -31,9 +31,11 @@ class Pipeline(Block):
     size: Count = 1
     """Stages."""
     interleaved_overlap: bool = False
-    """Overlap communication in the interleaved schedule."""
+    """InternEvo's switch; here stages always compute while messages travel."""
     mode: PipelineMode = "1F1B"
     """Schedule: one-forward-one-backward or a zero-bubble one."""
+    layers: Ints | None = None
+    """Layers of each chunk, from the first chunk of the model to the last; None deals them out evenly."""
 
 
 class Weight(Block):

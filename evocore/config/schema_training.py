@@ -119,5 +119,7 @@ class Loss(Block):
     """InternEvo's choice of a cross-entropy implementation; evocore resolves kernels per device."""
     moe_loss_coeff: Annotated[float, Field(ge=0)] = 1.0
     """Factor of the load-balancing loss of experts."""
+    moe_z_loss_coeff: Annotated[float, Field(ge=0)] = 0.0
+    """Factor of the router's z-loss, which keeps its logits small."""
     mtp_loss_coeff: Annotated[float, Field(ge=0)] = 0.3
     """Factor of the multi-token-prediction loss."""

@@ -23,21 +23,17 @@ class NotYet:
     what: str
 
 
-_MOE = "mixture of experts"
 _ATTENTION = "this kind of attention"
 _ROPE = "rotary scaling"
 _STREAM = "streaming data"
 
 NOT_YET: dict[str, NotYet] = {
     # parallel
-    "parallel.pipeline.size": NotYet((1,), "pipeline parallelism"),
-    "parallel.expert.size": NotYet((-1, 0, 1), "expert parallelism"),
-    "parallel.expert_weight.size": NotYet((1,), "weight parallelism of experts"),
-    "parallel.sequence_2D.enable": NotYet((False,), "two-dimensional sequence parallelism"),
     "parallel.gqa": NotYet((False,), "a separate group for grouped-query attention"),
-    "model.num_chunks": NotYet((1,), "the interleaved pipeline schedule"),
     # model
-    "model.num_experts": NotYet((1,), _MOE),
+    "model.moe_layer_kwargs.noisy_gate_policy": NotYet((None, "None"), "noise in the router"),
+    "model.moe_layer_kwargs.parallel_mode": NotYet((None,), "another way to split an expert"),
+    "model.moe_layer_kwargs.aux_loss_by_layer": NotYet((True,), "one load-balancing loss over all layers"),
     "model.norm_type": NotYet(("rmsnorm",), "layernorm in the decoder"),
     "model.apply_post_layer_norm": NotYet((False,), "post-norm"),
     "model.add_unit_offset": NotYet((False,), "the norm with unit offset"),
@@ -57,7 +53,6 @@ NOT_YET: dict[str, NotYet] = {
     "model.is_reward": NotYet((False,), "reward models"),
     "model.extra_pred_tokens": NotYet((0,), "multi-token prediction"),
     "model.inject_info": NotYet((None, {}), "injecting modules into Hugging Face models"),
-    "model.first_k_dense_replace": NotYet((None, 0), _MOE),
     "hf": NotYet((None,), "importing a Hugging Face model class"),
     # memory and precision
     "selective_checkpoint": NotYet((False,), "recomputing everything but attention"),
@@ -97,12 +92,11 @@ INERT: dict[str, tuple[str, ...]] = {
         "hybrid_zero_optimizer.use_split_tensor_optim",
         "hybrid_zero_optimizer.all_gather_size",
     ),
-    "they act only on groups of more than one rank": (
-        "parallel.pipeline",
-        "parallel.expert",
-        "parallel.expert_weight",
-        "parallel.expert_zero1",
-        "parallel.sequence_2D",
+    "stages always compute while messages travel": ("parallel.pipeline.interleaved_overlap",),
+    "each stack of experts is gathered while the one before it computes": (
+        "parallel.expert_weight.launch_allgather_before",
+        "parallel.expert_weight.forward_overlap_per",
+        "parallel.expert_weight.layer_fuse_isp_comm",
     ),
     "full sharding is PyTorch's fully_shard, block by block, of weights made on the meta device": (
         "parallel.fsdp.mode",
@@ -113,12 +107,13 @@ INERT: dict[str, tuple[str, ...]] = {
         "model.embed_split_hidden",
         "model.parallel_output",
     ),
-    "they act only with experts": (
-        "model.top_k",
-        "model.num_shared_experts",
-        "model.moe_type",
-        "model.moe_layer_kwargs",
-        "loss.moe_loss_coeff",
+    "experts are never padded, travel by all-to-all, and are multiplied in groups by the kernels of the device": (
+        "model.moe_layer_kwargs.drop_and_pad",
+        "model.moe_layer_kwargs.use_fused_gating",
+        "model.moe_layer_kwargs.token_dispatch_policy",
+        "model.moe_layer_kwargs.enable_fused_permute",
+        "model.moe_layer_kwargs.use_grouped_mlp",
+        "model.moe_layer_kwargs.deterministic_mode",
     ),
     "kernels are resolved per device; force one with kernels=dict(op='provider')": (
         "model.use_flash_attn",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:  # listing families must not wait for torch
     import torch
@@ -43,8 +43,32 @@ class AttentionShape:
 class LanguageModel(Protocol):
     """What training and generation ask of a model; ``nn.Module`` besides."""
 
-    def forward(self, tokens_T: Tensor, positions_T: Tensor, documents: CuSeqlens, cache: Any = None) -> Tensor:
-        """Final hidden states ``[T, D]``, normalised, ready for the head."""
+    def forward(
+        self,
+        tokens_T: Tensor,
+        positions_T: Tensor,
+        documents: CuSeqlens,
+        cache: Any = None,
+        *,
+        layers: range | None = None,
+        carried: tuple[Tensor, ...] | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Final hidden states ``[T, D]``, normalised, ready for the head.
+
+        A pipeline names ``layers`` to run only these: they go on from what was ``carried`` to them, unless they are
+        the first, and return what is carried on to the next, unless they are the last.
+        """
+        ...
+
+    def stage(self, chunks: Sequence[range]) -> Self:
+        """The model with the layers in ``chunks`` alone, which keep their names and stay shared with this one.
+
+        It has what comes before the first layer, or after the last, if it has that layer.
+        """
+        ...
+
+    def carried(self, tokens: int) -> tuple[Tensor, ...]:
+        """Tensors on the meta device like those that ``forward`` carries from one layer to the next."""
         ...
 
     def loss(

@@ -8,7 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from evocore.nn.experts import ExpertLinear
 from evocore.nn.layers import Embedding, Linear, RMSNorm
+from evocore.nn.router import Scorer
 from evocore.seeds import derive_seed
 
 
@@ -22,7 +24,7 @@ def initial_value(module: nn.Module, kind: str, shape: tuple[int, ...], generato
         return torch.zeros(shape)
     if isinstance(module, RMSNorm):
         return torch.full(shape, 0.0 if module.unit_offset else 1.0)
-    if isinstance(module, Linear | Embedding):
+    if isinstance(module, Linear | Embedding | ExpertLinear | Scorer):
         return torch.empty(shape).normal_(0.0, module.init_std, generator=generator)
     raise TypeError(f"no initialisation is known for {type(module).__name__}")
 
@@ -52,7 +54,7 @@ def initialise(
     cuts: Mapping[str, Cut] | None = None,
     held: Callable[[nn.Parameter], Tensor] = lambda parameter: parameter,
 ) -> None:
-    """Fill every parameter of a model that is already on its device.
+    """Fill every parameter of a model that is already on its device, and every buffer with zeros.
 
     The normal distributions are drawn on the host in float32 and rounded to the parameter's dtype, so that every
     device and every layout starts from the same model.
@@ -61,9 +63,14 @@ def initialise(
         cuts: by parameter name; None if all are whole.
         held: the memory behind a parameter, where it is not the parameter itself.
     """
+    names = {parameter: name for name, parameter in model.named_parameters()}
     for prefix, module in model.named_modules():
         for kind, parameter in module.named_parameters(prefix="", recurse=False):
             name = f"{prefix}.{kind}" if prefix else kind
+            if names[parameter] != name:
+                continue  # tied to one that has its value
             shape = tuple(parameter.shape) if cuts is None else cuts[name].shape
             value = initial_value(module, kind, shape, generator_of(seed, name))
             held(parameter).copy_(value if cuts is None else cuts[name].take(value))
+    for buffer in model.buffers():
+        buffer.zero_()

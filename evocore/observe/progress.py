@@ -16,7 +16,10 @@ from evocore.training.observer import Observer, RunStart
 
 
 class Log(Observer):
-    """InternEvo's ``key=value`` lines, one per step, in ``log.txt``; without a terminal also on standard error."""
+    """InternEvo's ``key=value`` lines, one per step, in ``log.txt``; without a terminal also on standard error.
+
+    What a step has for each layer is too much for a line: ``metrics.jsonl`` has it.
+    """
 
     def __init__(self, echo: bool) -> None:
         self._echo = echo
@@ -29,7 +32,8 @@ class Log(Observer):
         self._line(f"run folder {start.folder}")
 
     def on_step(self, metrics: Mapping[str, Any]) -> None:
-        self._line(" ".join(f"{name}={_short(value)}" for name, value in metrics.items()))
+        shown = {name: value for name, value in metrics.items() if not name.startswith("moe/")}
+        self._line(" ".join(f"{name}={_short(value)}" for name, value in shown.items()))
 
     def on_validation(self, step: int, losses: Mapping[str, float]) -> None:
         self._line(f"step={step} " + " ".join(f"valid/{name}={_short(loss)}" for name, loss in losses.items()))

@@ -54,7 +54,8 @@ class Bucket:
         gradient: ``[n]`` float32 sum over micro-batches.
         reduced: ``[n / Z]`` float32 sum over ranks as well, valid after the reduction; ``gradient`` itself if Z is 1.
         master, exp_avg, exp_avg_sq: ``[n / Z]`` float32; ``master`` is a view of ``values`` if these are float32.
-        copies: ranks of the pipeline stage that own the same part.
+        copies: ranks that own the same part: of the pipeline stage, and of both that hold a tied weight.
+        tied: as ``Sharing.tied``.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Bucket:
         weight_decay: float,
     ) -> None:
         self.zero, self.replicas, self.weight_decay = zero, replicas, weight_decay
-        self.copies = named[0][2].duplicates * replicas.size
+        self.copies, self.tied = named[0][2].duplicates * replicas.size, named[0][2].tied
         self.members: list[Member] = []
         size = 0
         for name, parameter, sharing in named:

@@ -58,25 +58,21 @@ class FullySharded:
         self._computed_in = _make_float32(model, sharings)
         travel = communicate or torch.float32
         # Sums over micro-batches would be in the dtype in which they travel.
-        self._waits_for_last = replicas.size > 1 and travel == torch.float32
+        self._waits_for_last, self._withholds = replicas.size > 1 and travel == torch.float32, False
         options: dict[str, Any] = dict(
             mesh=_mesh(zero, replicas, device),
             mp_policy=MixedPrecisionPolicy(self._computed_in, travel, cast_forward_inputs=False),
             ignored_params={parameter for name, parameter in model.named_parameters() if name not in sharings},
         )
         units = list(_units(model, options["ignored_params"]))
-        for unit in units:
-            # Backward begins with the last one: it stays gathered.
-            fully_shard(unit, **options, reshard_after_forward=unit is not units[-1])
+        # Backward begins with the last one, which stays gathered for it.
+        self._units = [_sharded(unit, reshard_after_forward=unit is not units[-1], **options) for unit in units]
+        self._root = _sharded(model, **options)
+        for unit in self._units:
             if isinstance(unit, Embedding):
                 unit.set_unshard_in_backward(False)  # its gradient does not depend on it
             if isinstance(unit, Head):
                 register_fsdp_forward_method(unit, "loss")
-        fully_shard(model, **options)
-        self._root, self._units = _as_sharded(model), [_as_sharded(unit) for unit in units]
-        for unit in (*self._units, self._root):
-            unit.set_gradient_divide_factor(1.0)
-            unit.set_force_sum_reduction_for_comms(True)  # of the kinds of reduction, what every library has
         for before, after in pairwise(self._units):
             before.set_modules_to_forward_prefetch([after])
             after.set_modules_to_backward_prefetch([before])
@@ -103,11 +99,17 @@ class FullySharded:
 
     def expect_more(self) -> None:
         """The backward that comes next is the first of a step, and not known to be the last."""
-        self._root.set_requires_all_reduce(not self._waits_for_last)
+        self._withholds = self._waits_for_last
+        self._root.set_requires_all_reduce(not self._withholds)
 
     def expect_last(self) -> None:
         """The backward that comes next is the last of the step: its gradients go to the replicas, too."""
+        self._withholds = False
         self._root.set_requires_all_reduce(True)
+
+    def finish_gradients(self) -> None:
+        """Call after the last backward; ``RowShard.reduced`` is valid then."""
+        assert not self._withholds, "the last backward was not announced: replicas lack its gradients"
 
     def forget_gathered(self) -> None:
         """Let the next use of a matrix gather it again, as what the ranks own has changed."""
@@ -132,6 +134,8 @@ class RowShard:
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.master), torch.zeros_like(self.master)
 
     def zero_grad(self) -> None:
+        own = FullySharded.held(self.member.parameter)
+        assert own.data_ptr() == self.master.data_ptr(), f"PyTorch has moved {self.member.name}"
         self.member.parameter.grad = None
 
     @property
@@ -147,22 +151,25 @@ class RowShard:
             yield self.member, self.member.sharing.placement, slice(0, len(self.master))
 
 
-def _as_sharded(module: nn.Module) -> FSDPModule:
-    assert isinstance(module, FSDPModule)
-    return module
+def _sharded(module: nn.Module, **options: Any) -> FSDPModule:
+    """The same module, whose gradients are added up: sums are also what every library of collectives has."""
+    sharded = fully_shard(module, **options)
+    sharded.set_gradient_divide_factor(1.0)
+    sharded.set_force_sum_reduction_for_comms(True)
+    return sharded
 
 
 def _make_float32(model: nn.Module, sharings: Mapping[str, Sharing]) -> torch.dtype:
     """Keep the parameters that are to be sharded in float32; return the dtype in which the model computes."""
-    dtypes = set()
+    dtypes: set[torch.dtype] = set()
     for name in sharings:
         prefix, _, kind = name.rpartition(".")
         module = model.get_submodule(prefix)
         parameter = getattr(module, kind)
         dtypes.add(parameter.dtype)
         setattr(module, kind, nn.Parameter(parameter.detach().float()))
-    (dtype,) = dtypes
-    return dtype
+    assert len(dtypes) == 1, dtypes
+    return dtypes.pop()
 
 
 def _units(model: nn.Module, ignored: Collection[nn.Parameter]) -> Iterator[nn.Module]:
@@ -175,10 +182,16 @@ def _units(model: nn.Module, ignored: Collection[nn.Parameter]) -> Iterator[nn.M
 
 def _mesh(zero: Group, replicas: Group, device: torch.device) -> DeviceMesh:
     """The two groups as PyTorch's mesh, on their own process groups."""
-    shard_group = zero.process_group or dist.group.WORLD
+    shard_group = _process_group(zero)
     if replicas.size == 1:
         return DeviceMesh.from_group(shard_group, device.type)
     own = zero.ranks[zero.rank]
     ranks = [[first - own + rank for rank in zero.ranks] for first in replicas.ranks]
-    groups = [replicas.process_group or dist.group.WORLD, shard_group]
+    groups = [_process_group(replicas), shard_group]
     return DeviceMesh.from_group(groups, device.type, ranks, mesh_dim_names=("replicas", "zero"))
+
+
+def _process_group(group: Group) -> dist.ProcessGroup:
+    found = group.process_group or dist.group.WORLD
+    assert found is not None  # a group of more than one rank is connected
+    return found

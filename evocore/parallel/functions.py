@@ -45,6 +45,16 @@ def scatter_sum(x: Tensor, group: Group) -> Tensor:
     return x if group.size == 1 else _ScatterSum.apply(x, group)
 
 
+def split(x: Tensor, group: Group) -> Tensor:
+    """This rank's part of what every rank has; gradients of the parts are gathered. ``[W T, ...] -> [T, ...]``."""
+    return x if group.size == 1 else _Split.apply(x, group)
+
+
+def join(x: Tensor, group: Group) -> Tensor:
+    """``[T, ...] -> [W T, ...]``, for ranks that all go on in the same way: each takes its part of the gradient."""
+    return x if group.size == 1 else _Join.apply(x, group)
+
+
 def join_columns(x_TF: Tensor, group: Group) -> Tensor:
     """``[T, F] -> [T, W F]``, for ranks that all go on in the same way: each takes its part of the gradient."""
     return x_TF if group.size == 1 else _JoinColumns.apply(x_TF, group)
@@ -141,6 +151,31 @@ class _ScatterSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return gathered(grad, ctx.group), None
+
+
+class _Split(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        assert len(x) % group.size == 0, (x.shape, group)
+        return x.chunk(group.size)[group.rank].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return gathered(grad.contiguous(), ctx.group), None
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return gathered(x, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.chunk(ctx.group.size)[ctx.group.rank], None
 
 
 class _JoinColumns(torch.autograd.Function):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import lcm
 
 from torch import nn
 
 from evocore.config.checks_parallel import size_problems
 from evocore.config.schema import Config
+from evocore.nn.tying import tie, tied_parameters
+from evocore.parallel.context import own_ranges
+from evocore.parallel.expert_sharding import scorers, shard_experts
+from evocore.parallel.pipeline.deferral import deferred_weights
+from evocore.parallel.pipeline.schedules import Schedule
+from evocore.parallel.pipeline.split import split_layers
 from evocore.parallel.sharding import Part, Sharing, fully_shard_matrices, shard_model
 from evocore.parallel.sizes import Sizes
 from evocore.parallel.topology import Topology
@@ -22,17 +28,22 @@ class Layout:
         topology: of the run.
         rank: of this process.
         fully_sharded: whether the ranks of a ZeRO group share the weights as well.
+        schedule: of the pipeline; a model that is not cut is a pipeline of one stage.
+        chunks: layers of each chunk of a model that is cut.
     """
 
     topology: Topology
     rank: int = 0
     fully_sharded: bool = False
+    schedule: Schedule = Schedule("1F1B", 1)
+    chunks: tuple[range, ...] = ()
 
     @classmethod
     def of(cls, config: Config, world_size: int, rank: int) -> Layout:
         """The layout that a checked config asks for."""
         fully_sharded = config.parallel.zero1.fsdp or config.parallel.fsdp.enable
-        return cls(Topology(Sizes.of(config, world_size)), rank, fully_sharded)
+        schedule, chunks = _pipeline(config)
+        return cls(Topology(Sizes.of(config, world_size)), rank, fully_sharded, schedule, chunks)
 
     @classmethod
     def smallest(cls, config: Config) -> Layout:
@@ -61,8 +72,44 @@ class Layout:
         """The place of this rank in its group of a name."""
         return Part(self.topology.index(name, self.rank), self.topology.size(name))
 
+    def own_tokens(self, total: int) -> list[tuple[int, int]]:
+        """Start and stop of the runs of tokens that this rank computes with, of a micro-batch with so many."""
+        if self.mode != "isp":
+            return [(0, total)]
+        return own_ranges(total, self.part("head"), self.part("context"))
+
+    def cut(self, model: nn.Module) -> nn.Module:
+        """The part of a model that this rank's pipeline stage holds, whose layers the whole shares with it."""
+        if not self.chunks:
+            return model
+        mine = self.schedule.chunks_of(self.part("pipeline").index)
+        return model.stage([self.chunks[chunk] for chunk in mine])  # type: ignore[operator, no-any-return]
+
     def shard(self, model: nn.Module) -> dict[str, Sharing]:
-        """Cut a model on the meta device down to this rank's part; see ``shard_model``."""
-        sharings = shard_model(model, self.mode, self.part("tensor"), self.part("weight"))
-        zero = self.part("zero")
-        return fully_shard_matrices(sharings, zero) if self.fully_sharded and zero.parts > 1 else sharings
+        """Cut what a model on the meta device has down to this rank's part of it; see ``shard_model``."""
+        context, tied = self.part("context").parts, tied_parameters(model)
+        sharings = shard_model(model, self.mode, self.part("tensor"), self.part("weight"), context)
+        parts = (self.part(name) for name in ("expert", "expert_tensor", "expert_weight"))
+        sharings |= shard_experts(model, *parts)
+        tie(model, tied)
+        for further, first in tied.items():
+            stages = len({self.schedule.stage_of(chunk) for chunk in (0, self.schedule.total_chunks - 1)})
+            sharings[first] = replace(sharings[first], tied=stages, duplicates=stages * sharings[first].duplicates)
+            del sharings[further]
+        zero, kept = self.part("zero"), {*scorers(model), *tied.values()}
+        if self.fully_sharded and zero.parts > 1:
+            divisible = {name: sharing for name, sharing in sharings.items() if name not in kept}
+            sharings |= fully_shard_matrices(divisible, zero)
+        if self.schedule.splits_backward:
+            for name in deferred_weights(model):
+                sharings[name] = replace(sharings[name], delivered=True)
+        return sharings
+
+
+def _pipeline(config: Config) -> tuple[Schedule, tuple[range, ...]]:
+    settings, chunks = config.parallel.pipeline, config.model.num_chunks
+    if settings.size == 1:
+        return Schedule("1F1B", 1), ()
+    name = "interleaved" if settings.mode == "1F1B" and chunks > 1 else settings.mode
+    schedule = Schedule(name, settings.size, chunks)
+    return schedule, tuple(split_layers(config.model.num_layers, schedule.total_chunks, settings.layers))

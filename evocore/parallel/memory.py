@@ -2,7 +2,7 @@
 
 Parameters live in buckets (see ``evocore.parallel.buckets``), each padded so that it divides evenly. What is held all
 the time is exact; what weight parallelism has beside it for moments of a step is a bound. Not counted: activations,
-what the collectives' library and kernels need for themselves, and fully sharded data parallelism, which has no buckets.
+what kernels and collectives need for themselves, pipelines, experts, and fully sharded data parallelism.
 
 Sizes: n elements of a bucket with padding, Z ranks of its ZeRO group, W ranks of the weight group.
 """
@@ -18,8 +18,6 @@ import torch
 from torch import nn
 
 from evocore.config.schema_parallel import Weight
-from evocore.nn.head import Head
-from evocore.nn.layers import Embedding
 from evocore.parallel.buckets import Bucket
 from evocore.parallel.isp.plan import Call, Unit, make_plan
 from evocore.parallel.layout import Layout
@@ -69,10 +67,11 @@ def memory(
     held = [Holding(what, size, padding[what]) for what, size in total.items()]
     ranks = layout.part("weight").parts
     if layout.mode == "isp" and ranks > 1:
-        calls = make_plan(model, weight, model.recomputed_attention_layers())  # type: ignore[operator]
-        whole = _gathered(calls, weight, ranks, model.recomputed_attention_layers(), keeps_buffers)  # type: ignore[operator]
+        recomputed: int = model.recomputed_attention_layers()  # type: ignore[operator]
+        calls = make_plan(model, weight, recomputed)
         held += [
-            Holding("gathered weights", whole, bound=True),
+            Holding("gathered weights", _gathered(calls, weight, ranks, recomputed, keeps_buffers), bound=True),
+            Holding("weights copied out of a common gather", _copied(calls, weight, ranks), bound=True),
             Holding("gradients of gathered weights", _unreduced(calls, weight, ranks), bound=True),
         ]
     return [one for one in held if one.bytes]
@@ -124,6 +123,14 @@ def _moments(calls: Sequence[Call], weight: Weight, recomputed: int) -> Iterator
             if before.block != after.block and before.block is not None and before.block < recomputed:
                 first = next(call for call in calls if call.block == before.block)
                 yield {after.unit, first.unit}
+
+
+def _copied(calls: Sequence[Call], weight: Weight, ranks: int) -> int:
+    """The most bytes of weights that a call copies, as the shards of a common gather lie rank by rank."""
+    if not weight.layer_fuse_isp_comm:
+        return 0
+    copying = [call for call in calls if len(call.unit.layers) > 1]
+    return max((sum(ranks * layer.weight.nbytes for layer in call.layers) for call in copying), default=0)
 
 
 def _unreduced(calls: Sequence[Call], weight: Weight, ranks: int) -> int:

@@ -37,6 +37,8 @@ class Sharing:
         duplicates: ranks with this same part and this same gradient that are in different groups of that name.
         delivered: whether its gradients come from who gathers the parameter, not from autograd.
         fully_sharded: whether ``evocore.parallel.fsdp`` holds it: gathered for each use, its gradient reduced.
+        tied: pipeline stages that hold it, of a weight that is both embedding and head; 0 for any other. The ranks
+            of two stages are ``duplicates`` as well: their gradients are added up last.
     """
 
     placement: Placement
@@ -44,6 +46,7 @@ class Sharing:
     duplicates: int = 1
     delivered: bool = False
     fully_sharded: bool = False
+    tied: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,19 +57,20 @@ class Part:
     parts: int
 
 
-def shard_model(model: nn.Module, mode: str, tensor: Part, weight: Part) -> dict[str, Sharing]:
+def shard_model(model: nn.Module, mode: str, tensor: Part, weight: Part, context: int = 1) -> dict[str, Sharing]:
     """Resize the parameters and the layers of a model on the meta device, and say who shares what.
 
     Args:
         mode: ``mtp``, ``msp``, ``fsp`` or ``isp``.
         tensor: this rank's place in its tensor group.
         weight: its place in its weight group, used by ``isp`` alone.
+        context: ranks of a tensor group that share the context of attention instead of its heads, likewise.
 
     Returns:
         One entry per parameter, by its name.
     """
     if mode == "isp":
-        _divide_attention(model, tensor.parts)
+        _divide_attention(model, tensor.parts // context, context)
         return _flat_shards(model, weight)
     if tensor.parts > 1:
         _divide_layers(model, tensor.parts)
@@ -99,10 +103,10 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Para
             yield (f"{prefix}.{kind}" if prefix else kind), module, kind, parameter
 
 
-def _divide_attention(model: nn.Module, parts: int) -> None:
+def _divide_attention(model: nn.Module, heads: int, context: int) -> None:
     for module in model.modules():
         if hasattr(module, "head_parts"):
-            module.head_parts = parts  # type: ignore[assignment]
+            module.head_parts, module.context_parts = heads, context  # type: ignore[assignment]
 
 
 def _divide_layers(model: nn.Module, parts: int) -> None:

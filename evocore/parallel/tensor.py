@@ -16,11 +16,11 @@ Shapes: T tokens of the whole group, t those of this rank (T in mtp), D width, F
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from evocore.nn.layers import Linear
@@ -35,6 +35,7 @@ from evocore.parallel.functions import (
     start_scatter_sum,
 )
 from evocore.parallel.groups import Group
+from evocore.parallel.pipeline.deferral import WeightGradients, products
 
 MODES = ("mtp", "msp", "fsp")
 
@@ -47,18 +48,21 @@ class TensorParallel:
         tensor: the ranks that share every layer.
         kv: those among them, neighbours, that share a key-value head because there are fewer of these than ranks;
             each computes a part of the head.
+        gradients: takes those of the weights if they may be put off; otherwise they go by way of autograd.
     """
 
-    def __init__(self, mode: str, tensor: Group, kv: Group) -> None:
+    def __init__(self, mode: str, tensor: Group, kv: Group, gradients: WeightGradients | None = None) -> None:
         assert mode in MODES, mode
-        self.mode, self.tensor, self.kv = mode, tensor, kv
+        self.mode, self.tensor, self.kv, self._gradients = mode, tensor, kv, gradients
 
     def fan_out(self, x_tD: Tensor, layers: Sequence[Linear]) -> list[Tensor]:
         """This rank's outputs ``[T, F]`` of each layer, for all tokens; segments "k" and "v" are whole heads."""
         if self.tensor.size == 1:
             return apply_each(x_tD, layers)
-        parameters = [layer.weight for layer in layers] + [layer.bias for layer in layers]
-        outputs = list(_FanOut.apply(self.mode, self.tensor, x_tD, *parameters))
+        weights = [layer.weight for layer in layers]
+        put_off = None if self._gradients is None else _PutOff(self._gradients, weights)
+        biases = [layer.bias for layer in layers]
+        outputs = list(_FanOut.apply(self.mode, self.tensor, put_off, x_tD, *weights, *biases))
         return outputs if self.kv.size == 1 else _with_whole_heads(outputs, layers, self.kv)
 
     def fan_in(self, x_TF: Tensor, layer: Linear) -> Tensor:
@@ -67,7 +71,10 @@ class TensorParallel:
             return apply_one(x_TF, layer)
         # No function of its own: PyTorch's product keeps its input before it multiplies, so that recomputation, which
         # stops at the last kept tensor, skips a last product with the exchange behind it.
-        partial_TD = F.linear(x_TF, layer.weight)
+        if self._gradients is None:
+            partial_TD = F.linear(x_TF, layer.weight)
+        else:
+            (partial_TD,) = products(x_TF, [layer.weight], [None], self._gradients)
         y_tD = reduce_(partial_TD, self.tensor) if self.mode == "mtp" else scatter_sum(partial_TD, self.tensor)
         return y_tD if layer.bias is None else y_tD + layer.bias
 
@@ -82,16 +89,28 @@ def start_input_sum(mode: str, grad_TD: Tensor, group: Group) -> tuple[Tensor, H
     return start_scatter_sum(grad_TD, group)
 
 
+class _PutOff(NamedTuple):
+    """Who takes the gradients of which weights."""
+
+    gradients: WeightGradients
+    weights: Sequence[nn.Parameter]
+
+
 class _FanOut(torch.autograd.Function):
-    """All products with one input: one exchange in forward (none in mtp), and in backward one more (fsp: two)."""
+    """All products with one input: one exchange in forward (none in mtp), and in backward one more (fsp: two).
+
+    Where gradients of weights are put off, so is the second exchange of fsp.
+    """
 
     @staticmethod
-    def forward(ctx: Any, mode: str, group: Group, x_tD: Tensor, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, mode: str, group: Group, put_off: _PutOff | None, x_tD: Tensor, *parameters: Tensor | None
+    ) -> tuple[Tensor, ...]:
         weights, biases = _halves(parameters)
         x_TD = x_tD if mode == "mtp" else gathered(x_tD, group)
-        needs_weights, _ = _halves(ctx.needs_input_grad[3:])
+        needs_weights, _ = _halves(ctx.needs_input_grad[4:])
         kept = None if not any(needs_weights) else x_tD if mode == "fsp" else x_TD
-        ctx.mode, ctx.group = mode, group
+        ctx.mode, ctx.group, ctx.put_off = mode, group, put_off
         ctx.save_for_backward(kept, *weights)
         return tuple(F.linear(x_TD, weight, bias) for weight, bias in zip(weights, biases, strict=True))
 
@@ -99,24 +118,41 @@ class _FanOut(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x_TD, *weights = ctx.saved_tensors
-        needs_weights, needs_biases = _halves(ctx.needs_input_grad[3:])
+        needs_weights, needs_biases = _halves(ctx.needs_input_grad[4:])
         arriving: Handle = FINISHED
         summed: Handle = FINISHED
-        if ctx.mode == "fsp" and x_TD is not None:
+        if ctx.mode == "fsp" and x_TD is not None and ctx.put_off is None:
             x_TD, arriving = start_gather(x_TD, ctx.group)
         grad_tD = None
-        if ctx.needs_input_grad[2]:
+        if ctx.needs_input_grad[3]:
             grad_TD = grads[0] @ weights[0]
             for grad_TF, weight in zip(grads[1:], weights[1:], strict=True):
                 grad_TD.addmm_(grad_TF, weight)
             grad_tD, summed = start_input_sum(ctx.mode, grad_TD, ctx.group)
         arriving.wait()
-        of_weights = [
-            grad_TF.T @ x_TD if needs else None for grad_TF, needs in zip(grads, needs_weights, strict=True)
-        ]
+        of_weights: list[Tensor | None] = [None] * len(grads)
+        if ctx.put_off is not None:
+            _put_off(ctx.put_off, x_TD, grads, ctx.group if ctx.mode == "fsp" else None)
+        else:
+            of_weights = [
+                grad_TF.T @ x_TD if needs else None for grad_TF, needs in zip(grads, needs_weights, strict=True)
+            ]
         of_biases = [grad_TF.sum(0) if needs else None for grad_TF, needs in zip(grads, needs_biases, strict=True)]
         summed.wait()
-        return (None, None, grad_tD, *of_weights, *of_biases)
+        return (None, None, None, grad_tD, *of_weights, *of_biases)
+
+
+def _put_off(put_off: _PutOff, x: Tensor | None, grads: Sequence[Tensor], gathered_over: Group | None) -> None:
+    """Deliver the gradients of the weights that need any, now or later."""
+
+    def deliver() -> None:
+        if x is not None:
+            x_TD = x if gathered_over is None else gathered(x, gathered_over)
+            for weight, grad_TF in zip(put_off.weights, grads, strict=True):
+                if weight.requires_grad:
+                    put_off.gradients.deliver(weight, grad_TF.T @ x_TD)
+
+    put_off.gradients.do(deliver)
 
 
 def _halves(of_parameters: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:

@@ -42,7 +42,8 @@ _TENSOR = (*_HEAD, *_CONTEXT)
 _TABLE = {
     "world": _Row("work", (*_TENSOR, "data", "pipeline"), "all ranks"),
     "stage": _Row("work", (*_TENSOR, "data"), "one pipeline stage: the same layers"),
-    "pipeline": _Row("work", ("pipeline",), "one chain of stages: activations and their gradients are passed along"),
+    "pipeline": _Row("work", ("pipeline",), "one chain of stages: what is passed to higher stages"),
+    "pipeline_down": _Row("work", ("pipeline",), "one chain of stages: what is passed to lower stages", "down"),
     "model": _Row("work", (*_TENSOR, "pipeline"), "one copy of the model at work: the same samples"),
     "tensor": _Row("work", _TENSOR, "one layer (mtp, msp, fsp) or one sequence (isp) is shared"),
     "sequence": _Row("work", _TENSOR, "one sequence is shared: the ranks of tensor"),

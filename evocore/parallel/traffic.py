@@ -3,7 +3,7 @@
 Nothing is connected and nothing has memory, so that a layout of any size is counted on one machine. The figures are
 exact; tests compare them with what ranks really exchange. They follow the layers' roles and the parts that the rank
 holds of them, never the names of a family. Not counted: what happens beside the steps (start, validation,
-checkpoints), and fully sharded data parallelism, which exchanges by itself.
+checkpoints), messages between pipeline stages, experts, and fully sharded data parallelism.
 
 Shapes: T tokens of a micro-batch, D width, W ranks of a group.
 """
@@ -23,6 +23,7 @@ from evocore.nn.head import Head
 from evocore.nn.layers import Embedding, Linear
 from evocore.ops.attention import AttentionRequest
 from evocore.parallel.buckets import Bucket
+from evocore.parallel.context.messages import messages
 from evocore.parallel.isp.plan import Call, Layer, Unit, make_plan
 from evocore.parallel.layout import Layout
 from evocore.parallel.sharding import COLUMNS, ROWS
@@ -87,7 +88,7 @@ def traffic(
     ledger.repeat = micro_batches
     if layout.mode == "isp":
         _weight_parallel(ledger, calls, layout.part("weight").parts, fused=weight.layer_fuse_isp_comm)
-        _attention_exchanges(ledger, model, tokens, recomputed)
+        _attention_exchanges(ledger, model, layout, tokens, recomputed)
     elif layout.part("tensor").parts > 1:
         _tensor_parallel(ledger, calls, layout, tokens, recomputed)
     ledger.repeat = 1
@@ -213,22 +214,29 @@ def gathered_sizes(unit: Unit, ranks: int, *, fused: bool) -> list[int]:
     return [sum(sizes)] if fused else sizes
 
 
-def _attention_exchanges(ledger: _Ledger, model: nn.Module, tokens: int, recomputed: int) -> None:
-    """Around attention heads are exchanged for tokens, and in backward their gradients."""
+def _attention_exchanges(ledger: _Ledger, model: nn.Module, layout: Layout, tokens: int, recomputed: int) -> None:
+    """Around attention heads are exchanged for tokens, and in backward their gradients; in it, keys and values."""
+    window, windows = layout.part("intra_window").parts, layout.part("inter_window").parts
+    context = window * windows
+    group = "head" if context > 1 else "sequence"
+    tokens //= context
     for block, request in enumerate(_attentions(model.modules())):
         head = tokens * request.head_dim * request.dtype.itemsize
         mixed, qkv = request.heads * head, (request.heads + 2 * request.kv_heads) * head
         forwards = 1 + (block < recomputed)
-        ledger.add("sequence", "all_to_all", "queries, keys, values to their heads", qkv, forwards)
-        ledger.add("sequence", "all_to_all", "results of attention to their tokens", mixed, forwards)
-        ledger.add("sequence", "all_to_all", "gradients of the results", mixed)
-        ledger.add("sequence", "all_to_all", "gradients of queries, keys, values", qkv)
+        ledger.add(group, "all_to_all", "queries, keys, values to their heads", qkv, forwards)
+        ledger.add(group, "all_to_all", "results of attention to their tokens", mixed, forwards)
+        ledger.add(group, "all_to_all", "gradients of the results", mixed)
+        ledger.add(group, "all_to_all", "gradients of queries, keys, values", qkv)
+        elements = 2 * tokens * request.kv_heads * request.head_dim
+        for kind in messages(window, windows, elements, request.dtype.itemsize):
+            for op in ("send", "recv"):
+                ledger.add(kind.group, op, kind.purpose, kind.bytes, forwards * kind.forward + kind.backward)
 
 
 def _attentions(modules: Iterable[nn.Module]) -> Iterator[AttentionRequest]:
     """What each attention layer asks for, in block order: this rank's heads."""
     for module in modules:
         for request in module.requests().values() if isinstance(module, UsesOps) else ():
-            if request.op == "attention":
-                assert isinstance(request, AttentionRequest)
+            if isinstance(request, AttentionRequest):
                 yield request

@@ -9,7 +9,9 @@ as soon as the last of its gradients is there, and parameters are waited for by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +76,8 @@ class Zero:
         self.buckets = _make_buckets(parameters, sharings, weight_decays, shards, options)
         self._members = {member.parameter: (bucket, member) for bucket in self.buckets for member in bucket.members}
         self._alone = all(bucket.zero.size * bucket.replicas.size == 1 for bucket in self.buckets)
-        self._missing: dict[Bucket, int] | None = None
+        self._missing: dict[Bucket, float] | None = None
+        self._counts = False  # whether the gradients that arrive now are the last of their parameters
         self._next = 0  # the bucket whose reduction starts next: the order is the same on all ranks
         self._scattering: list[tuple[Bucket, Tensor, Handle]] = []
         self._reducing: list[tuple[Bucket, Tensor, Handle]] = []
@@ -92,10 +95,17 @@ class Zero:
         bucket.add(member, gradient)
         self._arrived(bucket)
 
-    def expect_last(self) -> None:
-        """The backward that comes next is the last of the step: what it completes may be reduced."""
-        if self._options.overlap_gradients and not self._alone:
-            self._missing = {bucket: len(bucket.members) for bucket in self.buckets}
+    @contextmanager
+    def last_gradients(self) -> Iterator[None]:
+        """Gradients that arrive inside are the last of their parameters in this step: they may be reduced.
+
+        A pipeline stage with several chunks is here once for each, while others still have some to come.
+        """
+        if self._options.overlap_gradients and not self._alone and self._missing is None:
+            self._missing = {bucket: _last_gradients(bucket) for bucket in self.buckets}
+        self._counts = True
+        yield
+        self._counts = False
 
     def finish_gradients(self) -> None:
         """Reduce what is not reduced yet, and wait until ``Bucket.reduced`` is valid everywhere."""
@@ -112,7 +122,7 @@ class Zero:
         self._missing, self._next = None, 0
 
     def _arrived(self, bucket: Bucket) -> None:
-        if self._missing is None:
+        if self._missing is None or not self._counts:
             return
         self._missing[bucket] -= 1
         while self._next < len(self.buckets) and self._missing[self.buckets[self._next]] == 0:
@@ -170,7 +180,8 @@ class Zero:
         blocks = [child for module in model.children() if isinstance(module, nn.ModuleList) for child in module]
         inside = {parameter for block in blocks for parameter in block.parameters()}
         outside = [parameter for parameter in model.parameters() if parameter not in inside]
-        late = {p for module in model.children() for p in module.parameters() if _comes_last(module)} - inside
+        early = {p for module in model.children() for p in module.parameters() if not _comes_last(module)}
+        late = {p for module in model.children() for p in module.parameters() if _comes_last(module)} - inside - early
         model.register_forward_pre_hook(self._waiter([p for p in outside if p not in late or not blocks]))
         for number, block in enumerate(blocks):
             also = late if number == len(blocks) - 1 else set()
@@ -185,6 +196,11 @@ class Zero:
                 self._wait(bucket)
 
         return wait
+
+
+def _last_gradients(bucket: Bucket) -> float:
+    """How many arrive; of tied weights more than one each, in parts of backward that others know."""
+    return math.inf if bucket.tied else len(bucket.members)
 
 
 def _comes_last(module: nn.Module) -> bool:
@@ -207,7 +223,8 @@ def _make_buckets(
     done: list[list[str]] = []
     for name in reversed(list(weight_decays)):
         parameter, sharing = parameters[name], sharings[name]
-        kind = (parameter.dtype, weight_decays[name], sharing.reduce, sharing.duplicates, sharing.delivered)
+        how = sharing.reduce, sharing.duplicates, sharing.delivered, sharing.tied
+        kind = (parameter.dtype, weight_decays[name], *how)
         names = filling.setdefault(kind, [])
         if not alone and names and sum(parameters[n].numel() for n in names) + parameter.numel() > limit:
             done.append(filling.pop(kind))

@@ -18,6 +18,7 @@ from evocore.errors import UserError
 from evocore.nn.binding import bind_kernels, model_requests
 from evocore.nn.family import ModelFamily, Numerics
 from evocore.nn.initialise import initialise
+from evocore.nn.tying import tie, tied_parameters
 from evocore.ops.adamw import AdamWRequest
 from evocore.ops.kernel import Request
 from evocore.ops.resolution import ENVIRONMENT, Resolution, forced_providers, resolve
@@ -41,8 +42,9 @@ class Plan:
     """What will run on one rank, decided and explained, with its part of the model still on the meta device.
 
     Attributes:
+        resolution: of the whole model, so that it is the same on all ranks.
         parameters: of the whole model.
-        flops: likewise.
+        flops: of the layers of this rank's pipeline stage.
         sharings: of the parameters, by name.
     """
 
@@ -80,7 +82,9 @@ class Plan:
             watched = function if wrap is None else wrap(function, request, layer)
             return watched if runtime is None else runtime.wrap(watched, request, layer)
 
+        tied = tied_parameters(self.model)
         self.model.to_empty(device=device)
+        tie(self.model, tied)
         bind_kernels(self.model, self.resolution, wrap_both)
         if seed is not None:
             cuts = {name: sharing.placement for name, sharing in self.sharings.items()}
@@ -107,14 +111,16 @@ def make_plan(
     family = find_family(config.model_type, registry)
     numerics = numerics_of(config, chosen)
     model = family.build(config.model.model_dump(), numerics)
-    parameters, flops = sum(p.numel() for p in model.parameters()), FlopsCounter(model)  # type: ignore[arg-type]
+    parameters, flops = sum(p.numel() for p in model.parameters()), FlopsCounter(layout.cut(model))  # type: ignore[arg-type]
     sharings = layout.shard(model)
     forced = forced_providers(config.kernels, os.environ.get(ENVIRONMENT, ""))
     requests = [*model_requests(model), OPTIMIZER_REQUEST]
     resolution = resolve(
         requests, registry.kernels(), chosen.device_type, forced, deterministic=config.cudnn_deterministic
     )
-    return Plan(chosen, source, family, numerics, resolution, model, parameters, flops, layout, sharings)
+    model = layout.cut(model)
+    mine = {name: sharings[name] for name, _ in model.named_parameters()}
+    return Plan(chosen, source, family, numerics, resolution, model, parameters, flops, layout, mine)
 
 
 def find_family(model_type: str, registry: PluginRegistry) -> ModelFamily:

@@ -29,16 +29,11 @@ class RankOnPaper:
         plan: of the rank, from this config; its model, which stays on the meta device, is used up.
 
     Raises:
-        UserError: if the config asks for fully sharded data parallelism, which has no buckets to count.
+        UserError: if the config asks for what is not counted yet: pipelines, experts, full sharding.
     """
 
     def __init__(self, config: Config, plan: Plan) -> None:
-        if config.parallel.fsdp.enable or config.parallel.zero1.fsdp:
-            raise UserError(
-                "fully sharded data parallelism: its traffic and memory are not counted",
-                "one of the other modes",
-                "set parallel.fsdp.enable=False and parallel.zero1.fsdp=False",
-            )
+        _require_counted(config)
         self._config, self._plan = config, plan
         self._options = _zero_options(config)
         collectives = Collectives()
@@ -53,7 +48,7 @@ class RankOnPaper:
         )
 
     def traffic(self, types: int = 0) -> list[Exchange]:
-        """See ``evocore.parallel.traffic``.
+        """See ``evocore.parallel.traffic``; of a step with ``data.micro_num`` micro-batches.
 
         Args:
             types: dataset types of the training data, which only its folders tell.
@@ -78,6 +73,22 @@ class RankOnPaper:
             weight=self._config.parallel.weight,
             keeps_buffers=self._plan.backend.reuses_gather_buffers(),
         )
+
+
+def _require_counted(config: Config) -> None:
+    parallel = config.parallel
+    for key, value, neutral, what in (
+        ("parallel.pipeline.size", parallel.pipeline.size, 1, "pipeline parallelism"),
+        ("model.num_experts", config.model.num_experts, 1, "a mixture of experts"),
+        ("parallel.fsdp.enable", parallel.fsdp.enable, False, "fully sharded data parallelism"),
+        ("parallel.zero1.fsdp", parallel.zero1.fsdp, False, "fully sharded data parallelism"),
+    ):
+        if value != neutral:
+            raise UserError(
+                f"{key}={value}: traffic and memory of {what} are not counted yet",
+                f"{key}={neutral}",
+                f"count without it (--set {key}={neutral}), or leave out --traffic and --memory",
+            )
 
 
 class _Unconnected(Backend):

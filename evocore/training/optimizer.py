@@ -8,8 +8,10 @@ master weights themselves.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +20,11 @@ from evocore.checkpoint.boxes import Boxes
 from evocore.nn.roles import Role
 from evocore.ops.adamw import AdamW
 from evocore.parallel.buckets import Bucket
-from evocore.parallel.fsdp import RowShard
 from evocore.parallel.runtime import Runtime
 from evocore.parallel.zero import Zero, ZeroOptions
+
+if TYPE_CHECKING:
+    from evocore.parallel.fsdp import RowShard
 
 
 @dataclass(frozen=True)
@@ -72,31 +76,37 @@ class Optimizer:
         self._adamw, self._eps, self._beta1 = adamw, eps, beta1
         self._runtime = runtime or Runtime.alone(model)
         self.steps = 0
+        self._buffers = dict(model.named_buffers())
         kept = frozenset(no_decay)
+        names = {parameter: name for name, parameter in model.named_parameters()}
         decays = {
             f"{prefix}.{kind}" if prefix else kind: weight_decay
             * is_decayed(getattr(module, "role", None), kind, kept)
             for prefix, module in model.named_modules()
-            for kind, _ in module.named_parameters(recurse=False)
+            for kind, parameter in module.named_parameters(recurse=False)
+            if names[parameter] == (f"{prefix}.{kind}" if prefix else kind)  # not a further name of a tied one
         }
         self._fsdp = self._runtime.fully_sharded
         shards = [] if self._fsdp is None else self._fsdp.shards(model, decays)
         whole = {name: decay for name, decay in decays.items() if not self._runtime.sharings[name].fully_sharded}
         self._zero = Zero(model, self._runtime.sharings, whole, self._runtime.shards, options or ZeroOptions())
-        self.buckets: list[Bucket | RowShard] = [*self._zero.buckets, *shards]
+        self.buckets = self._zero.buckets
+        self._owned: list[Bucket | RowShard] = [*self.buckets, *shards]
         self._runtime.join(self._zero)
 
     def zero_grad(self) -> None:
-        for bucket in self.buckets:
-            bucket.zero_grad()
+        for part in self._owned:
+            part.zero_grad()
         if self._fsdp is not None:
             self._fsdp.expect_more()
 
-    def expect_last(self) -> None:
-        """Tell that the next backward is the last before ``step``, so that reductions may start in it."""
-        self._zero.expect_last()
+    @contextmanager
+    def last_gradients(self) -> Iterator[None]:
+        """Around a backward with the last gradients of some parameters before ``step``: they may be reduced."""
         if self._fsdp is not None:
             self._fsdp.expect_last()
+        with self._zero.last_gradients():
+            yield
 
     def step(self, *, lr: float, beta2: float, loss_scale: float = 1.0, clip: float = 0.0) -> StepResult:
         """Reduce, unscale, clip to a global norm of ``clip`` (0 for no clipping), update, publish.
@@ -104,23 +114,28 @@ class Optimizer:
         The norm spans all parameters on all ranks. If it is not finite, nothing changes. Every rank calls it.
         """
         self._zero.finish_gradients()
+        if self._fsdp is not None:
+            self._fsdp.finish_gradients()
+        for bucket in self.buckets:
+            if bucket.tied > 1:
+                self._runtime.pipeline.sum_of_ends(bucket.reduced)
         norm = self._norm() / loss_scale
         if not math.isfinite(norm):
             return StepResult(norm, applied=False, bad_parameter=self._first_bad_parameter())
         factor = min(1.0, clip / (norm + 1e-6)) if clip > 0 else 1.0
         factor /= loss_scale
         self.steps += 1
-        for weight_decay in dict.fromkeys(bucket.weight_decay for bucket in self.buckets):
-            alike = [bucket for bucket in self.buckets if bucket.weight_decay == weight_decay]
-            gradients = [bucket.reduced for bucket in alike]
+        for weight_decay in dict.fromkeys(part.weight_decay for part in self._owned):
+            alike = [part for part in self._owned if part.weight_decay == weight_decay]
+            gradients = [part.reduced for part in alike]
             if factor != 1.0:
                 for gradient in gradients:
                     gradient.mul_(factor)
             self._adamw(
-                [bucket.master for bucket in alike],
+                [part.master for part in alike],
                 gradients,
-                [bucket.exp_avg for bucket in alike],
-                [bucket.exp_avg_sq for bucket in alike],
+                [part.exp_avg for part in alike],
+                [part.exp_avg_sq for part in alike],
                 step=self.steps,
                 lr=lr,
                 beta1=self._beta1,
@@ -132,12 +147,15 @@ class Optimizer:
         return StepResult(norm, applied=True)
 
     def tensors(self) -> dict[str, Tensor | Boxes]:
-        """Master weights and moments by parameter name: what a checkpoint holds of the optimizer and the model."""
-        found: dict[str, Tensor | Boxes] = {}
-        for bucket in self.buckets:
-            for member, placement, place in bucket.own_parts():
+        """What a checkpoint holds of the optimizer and the model.
+
+        Master weights and moments by parameter name, and the model's buffers, which no gradient changes.
+        """
+        found: dict[str, Tensor | Boxes] = {f"buffer.{name}": buffer for name, buffer in self._buffers.items()}
+        for part in self._owned:
+            for member, placement, place in part.own_parts():
                 for kind in ("master", "exp_avg", "exp_avg_sq"):
-                    found[f"{kind}.{member.name}"] = Boxes.of(placement, getattr(bucket, kind)[place])
+                    found[f"{kind}.{member.name}"] = Boxes.of(placement, getattr(part, kind)[place])
         return found
 
     def publish(self) -> None:
@@ -152,15 +170,15 @@ class Optimizer:
 
     def _norm(self) -> float:
         """Each element counts once, however many ranks hold it."""
-        norms = [bucket.reduced.norm() / math.sqrt(bucket.copies) for bucket in self.buckets]
+        norms = [part.reduced.norm() / math.sqrt(part.copies) for part in self._owned]
         squares = torch.stack(norms).norm().square()
         return math.sqrt(float(self._runtime.sum(squares)))
 
     def _first_bad_parameter(self) -> str | None:
         mine = ""
-        for bucket in reversed(self.buckets):
-            for member, _, place in bucket.own_parts():
-                if not mine and not bool(bucket.reduced[place].isfinite().all()):
+        for part in reversed(self._owned):
+            for member, _, place in part.own_parts():
+                if not mine and not bool(part.reduced[place].isfinite().all()):
                     mine = member.name
         named = [name for name in self._runtime.collect(mine) if name]
         return named[0] if named else None  # if none, each gradient is finite and their squares are not

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from evocore.backend import Backend, choose_backend
 from evocore.checkpoint.checkpointer import Checkpointer
@@ -18,6 +19,7 @@ from evocore.config import Config, LoadedConfig, require_runnable, save_resolved
 from evocore.data.build import build_train_loader, build_valid_sets
 from evocore.data.raw import prepare_raw
 from evocore.errors import UserError
+from evocore.nn.router import LossWeights
 from evocore.parallel.failure import process_group
 from evocore.parallel.launch import LaunchEnvironment, agree_on
 from evocore.parallel.layout import Layout
@@ -29,6 +31,7 @@ from evocore.training.control import StopFile, StopFlag, stop_on_signal
 from evocore.training.folder import RunFolder, environment, new_folder, unfinished
 from evocore.training.observer import Observer, RunStart
 from evocore.training.optimizer import Optimizer
+from evocore.training.routers import Routers
 from evocore.training.schedules import Beta2Schedule, CosineWithWarmup, LossScale
 from evocore.training.shadow import Shadow
 from evocore.training.state import Progress, restore, tensors_for
@@ -101,6 +104,7 @@ def _train(
         plan.model,
         config.parallel.weight,
         device,
+        expert_weight=config.parallel.expert_weight,
         communicate=options.communicate,
         keeps_buffers=plan.backend.reuses_gather_buffers(),
     )
@@ -150,6 +154,7 @@ def _train(
             flops=plan.flops,
             loss_options={"label_smoothing": config.loss.label_smoothing, "z_loss": config.loss.z_loss},
             clip=config.hybrid_zero_optimizer.clip_grad_norm,
+            routers=_routers(config, model, runtime),
         ),
         optimizer=optimizer,
         loader=loader,
@@ -182,6 +187,18 @@ def _train(
     if launch.rank == 0:
         folder.set_status(ending.value, progress.steps)
     return ending, folder.path
+
+
+def _routers(config: Config, model: nn.Module, runtime: Runtime) -> Routers | None:
+    if config.model.num_experts == 1:
+        return None
+    return Routers(
+        model,
+        runtime,
+        layers=config.model.num_layers,
+        experts=config.model.num_experts,
+        coefficients=LossWeights(config.loss.moe_loss_coeff, config.loss.moe_z_loss_coeff),
+    )
 
 
 def _rank0_first(runtime: Runtime, work: Callable[[], list[str]]) -> list[str]:

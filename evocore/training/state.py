@@ -56,8 +56,8 @@ def restore(
 
 
 def tensors_for(content: set[str], optimizer: Optimizer) -> dict[str, Tensor | Boxes]:
-    """The tensors that loading ``content`` fills: weights, and the moments if the optimizer is wanted."""
+    """The tensors that loading ``content`` fills: weights and buffers, and the moments if the optimizer is wanted."""
     tensors = optimizer.tensors()
     if "all" in content or "optimizer" in content:
         return tensors
-    return {name: tensor for name, tensor in tensors.items() if name.startswith("master.")}
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("exp_avg")}

@@ -6,8 +6,10 @@ ranks, so that it does not depend on how a batch is cut. The number of targets i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,15 +22,23 @@ from evocore.parallel.runtime import Runtime
 from evocore.training.flops import NONE, Flops, FlopsCounter
 from evocore.training.metrics import TokenMeter
 from evocore.training.optimizer import Optimizer, StepResult
+from evocore.training.routers import Routers
+
+EVALUATED_TOGETHER = 4
+"""Micro-batches of an evaluation, for each pipeline stage, that go through the pipeline without a pause."""
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a step did: the optimizer's result, sums over tokens of all ranks, this rank's operations."""
+    """What a step did: the optimizer's result, sums over tokens of all ranks, this rank's operations.
+
+    ``routing`` are figures of all routers, see ``Routers.finish``; none of a dense model.
+    """
 
     result: StepResult
     meter: TokenMeter
     flops: Flops
+    routing: dict[str, Any] = field(default_factory=dict)
 
 
 class TrainStep:
@@ -36,9 +46,10 @@ class TrainStep:
 
     Args:
         runtime: which tokens are this rank's, and what is summed over ranks.
-        flops: of the whole model.
+        flops: of the layers of this rank's pipeline stage.
         loss_options: ``label_smoothing`` and ``z_loss``; evaluation uses neither.
         clip: global gradient norm to clip to; 0 for none.
+        routers: of a mixture of experts.
     """
 
     def __init__(
@@ -51,9 +62,11 @@ class TrainStep:
         flops: FlopsCounter,
         loss_options: dict[str, float],
         clip: float,
+        routers: Routers | None = None,
     ) -> None:
         self._model, self._optimizer, self._runtime, self._device = model, optimizer, runtime, device
         self._loss_options, self._clip, self._flops = loss_options, clip, flops
+        self._routers = routers
 
     def train(
         self, micro_batches: list[MicroBatch], targets: int, *, lr: float, beta2: float, loss_scale: float
@@ -67,37 +80,90 @@ class TrainStep:
         self._optimizer.zero_grad()
         meter = TokenMeter(micro_batches[0].type_names, self._device)
         flops = NONE
-        for number, batch in enumerate(micro_batches, 1):
-            loss, labels_T, types_T = self._forward(batch, 1 / max(targets, 1), self._loss_options)
-            if number == len(micro_batches):
-                self._optimizer.expect_last()
-            (loss.total * loss_scale).backward()
-            self._runtime.finish_backward()
-            meter.add(loss, labels_T, types_T)
+        if self._routers is not None:
+            self._routers.begin(len(micro_batches), loss_scale)
+        for batch in micro_batches:
             flops += self._flops.training(batch.lengths, share=1 / self._runtime.tensor_part.parts)
+        chunks = _Chunks(
+            self._model,
+            self._runtime,
+            self._device,
+            micro_batches,
+            meter.add,
+            weight=1 / max(targets, 1),
+            options=self._loss_options,
+            scale=loss_scale,
+        )
+        self._runtime.pipeline.train(
+            chunks, len(micro_batches), self._device, last_gradients=self._optimizer.last_gradients
+        )
         result = self._optimizer.step(lr=lr, beta2=beta2, loss_scale=loss_scale, clip=self._clip)
         meter.sums = self._runtime.sum_of_tokens(meter.sums)
-        return StepOutcome(result, meter, flops)
+        routing = {}
+        if self._routers is not None:
+            routing = self._routers.finish(len(micro_batches), self._device, applied=result.applied)
+        return StepOutcome(result, meter, flops, routing)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[MicroBatch]) -> float:
         """Mean loss over the targets of all ranks; each rank passes as many micro-batches as the others."""
         self._model.eval()
         sums = torch.zeros(2, dtype=torch.float32, device=self._device)
-        for batch in batches:
-            loss, labels_T, _ = self._forward(batch, 1.0, {})
-            sums += torch.stack([loss.loss_T.sum(), (labels_T != IGNORE_INDEX).sum()])
+
+        def add(loss: TokenLoss, labels_T: Tensor, types_T: Tensor | None) -> None:
+            sums.add_(torch.stack([loss.loss_T.sum(), (labels_T != IGNORE_INDEX).sum()]))
+
+        pipeline, rest = self._runtime.pipeline, iter(batches)
+        while some := list(islice(rest, EVALUATED_TOGETHER * pipeline.schedule.stages)):
+            chunks = _Chunks(self._model, self._runtime, self._device, some, add, weight=1.0)
+            pipeline.evaluate(chunks, len(some), self._device)
         total, count = self._runtime.sum_of_tokens(sums).tolist()
         return float(total / max(count, 1))
 
-    def _forward(
-        self, batch: MicroBatch, weight: float, options: dict[str, Any]
-    ) -> tuple[TokenLoss, Tensor, Tensor | None]:
-        own = self._runtime.own_tokens
-        labels_T = own(batch.labels_T).to(self._device)
-        types_T = None if batch.types_T is None else own(batch.types_T).to(self._device)
+
+class _Chunks:
+    """A pipeline stage's chunks of the model at work on some micro-batches, for ``evocore.parallel.pipeline.engine``.
+
+    Args:
+        told: called with the loss of each micro-batch, its labels and types, where the last chunk is.
+        weight: of each target in the loss that is differentiated.
+        options: of the loss.
+        scale: of what is differentiated.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        runtime: Runtime,
+        device: torch.device,
+        batches: Sequence[MicroBatch],
+        told: Callable[[TokenLoss, Tensor, Tensor | None], None],
+        *,
+        weight: float,
+        options: Mapping[str, float] = MappingProxyType({}),
+        scale: float = 1.0,
+    ) -> None:
+        self._model, self._runtime, self._device, self._batches = model, runtime, device, batches
+        self._told, self._weight, self._options, self._scale = told, weight, options, scale
+
+    def forward(self, chunk: int, micro: int, carried: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+        batch, chunks = self._batches[micro], self._runtime.layout.chunks
+        tokens_T, positions_T = self._own(batch.tokens_T), self._own(batch.positions_T)
         documents = CuSeqlens.of(batch.cu_seqlens, self._device)
-        tokens_T, positions_T = own(batch.tokens_T).to(self._device), own(batch.positions_T).to(self._device)
-        hidden_TD = self._model(tokens_T, positions_T, documents)
-        weights_T = torch.full(labels_T.shape, weight, dtype=torch.float32, device=self._device)
-        return self._model.loss(hidden_TD, labels_T, weights_T, **options), labels_T, types_T  # type: ignore[operator]
+        part: dict[str, Any] = dict(layers=chunks[chunk], carried=carried) if chunks else {}
+        found = self._model(tokens_T, positions_T, documents, **part)
+        if chunk < len(chunks) - 1:
+            return found  # type: ignore[no-any-return]
+        labels_T = self._own(batch.labels_T)
+        types_T = None if batch.types_T is None else self._own(batch.types_T)
+        weights_T = torch.full(labels_T.shape, self._weight, dtype=torch.float32, device=self._device)
+        loss: TokenLoss = self._model.loss(found, labels_T, weights_T, **self._options)  # type: ignore[operator]
+        self._told(loss, labels_T, types_T)
+        return (loss.total * self._scale,)
+
+    def carried(self, micro: int) -> tuple[Tensor, ...]:
+        own = sum(stop - start for start, stop in self._runtime.layout.own_tokens(len(self._batches[micro].tokens_T)))
+        return self._model.carried(self._runtime.tokens_between_layers(own))  # type: ignore[operator, no-any-return]
+
+    def _own(self, x_T: Tensor) -> Tensor:
+        return self._runtime.own_tokens(x_T).to(self._device)

@@ -135,7 +135,7 @@ class Trainer:
         tokens = sum(micro.tokens_T.numel() for micro in batch.micro_batches)
         stop = int(self._stop_flag.reason is not None)
         stop_file = self._stop_file.read() if self._runtime.rank == 0 else 0
-        if self._runtime.tensor_part.index > 0:  # whose micro-batches are those of the first of its tensor group
+        if not self._runtime.counts_samples:
             targets = tokens = 0
         facts = torch.tensor([targets, tokens, stop, stop_file], dtype=torch.int64, device=self._device)
         targets, tokens, stop, stop_file = self._runtime.sum(facts).tolist()
@@ -188,6 +188,7 @@ class Trainer:
             "fwd_bwd_time": seconds,
             "memory_peak": self._backend.memory(self._device)["peak"],
             **figures,
+            **outcome.routing,
         }
         for observer in self._observers:
             observer.on_step(metrics)

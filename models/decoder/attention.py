@@ -15,7 +15,7 @@ from evocore.models.decoder.spec import DecoderSpec
 from evocore.nn.layers import Linear
 from evocore.nn.projecting import Projecting
 from evocore.nn.roles import Role
-from evocore.ops.attention import AttentionRequest, CuSeqlens
+from evocore.ops.attention import AttentionBlockRequest, AttentionRequest, CuSeqlens
 from evocore.ops.kernel import Request
 from evocore.ops.rotary import RotaryRequest
 
@@ -26,6 +26,7 @@ class SelfAttention(Projecting):
     Attributes:
         heads, kv_heads: of the projections.
         head_parts: ranks among which ``attention`` itself is divided by heads while projections are not.
+        context_parts: ranks among which it is divided by context: it then goes block by block of keys.
     """
 
     divided: ClassVar[tuple[str, ...]] = ("heads", "kv_heads")
@@ -37,7 +38,8 @@ class SelfAttention(Projecting):
 
     def __init__(self, spec: DecoderSpec, layer: int) -> None:
         super().__init__()
-        self.layer, self.interleaved, self.head_parts = layer, spec.rope_interleaved, 1
+        self.layer, self.interleaved = layer, spec.rope_interleaved
+        self.head_parts = self.context_parts = 1
         self.heads, self.kv_heads, self.head_dim = spec.heads, spec.kv_heads, spec.head_dim
         self.dtype = spec.numerics.dtype
         options: dict[str, Any] = dict(role=Role.QKV, dtype=self.dtype, init_std=spec.init.qkv, bias=spec.qkv_bias)
@@ -60,8 +62,9 @@ class SelfAttention(Projecting):
         )
 
     def requests(self) -> dict[str, Request]:
+        asked = AttentionRequest if self.context_parts == 1 else AttentionBlockRequest
         return {
-            "attention": AttentionRequest(
+            "attention": asked(
                 self.dtype, self.heads // self.head_parts, max(1, self.kv_heads // self.head_parts), self.head_dim
             ),
             "rotary": RotaryRequest(self.dtype, self.head_dim, self.head_dim // 2, self.interleaved),

@@ -19,14 +19,15 @@ from evocore.ops.kernel import Request
 
 
 class FeedForward(Projecting):
-    """SwiGLU MLP; ``width`` is F."""
+    """SwiGLU MLP; ``width`` is F, that of the spec if left out."""
 
     divided: ClassVar[tuple[str, ...]] = ("width",)
     swiglu: Callable[..., Tensor]
 
-    def __init__(self, spec: DecoderSpec, layer: int) -> None:
+    def __init__(self, spec: DecoderSpec, layer: int, width: int | None = None) -> None:
         super().__init__()
-        self.width, self.dtype, self.fused = spec.feed_forward, spec.numerics.dtype, spec.fused_gate_up
+        self.width = spec.feed_forward if width is None else width
+        self.dtype, self.fused = spec.numerics.dtype, spec.fused_gate_up
         options: dict[str, Any] = dict(dtype=self.dtype, init_std=spec.init.mlp_in, bias=spec.mlp_bias)
         if self.fused:
             halves = [("gate", self.width), ("up", self.width)]

@@ -10,7 +10,8 @@ CHANGES = {
     "isp to tensor parallel": ("isp", "msp"),
     "tensor parallel to fsdp": ("msp", "fsdp"),
     "fsdp to zero": ("fsdp", "zero"),
-    "zero to one process": ("zero", "alone"),
+    "zero to a pipeline": ("zero", "pipeline"),
+    "pipeline to one process": ("pipeline", "alone"),
 }
 LAYOUTS = {
     "alone": layouts.Layout("alone", 1, 1, {}),
@@ -18,6 +19,7 @@ LAYOUTS = {
     "msp": layouts.Layout("msp", 4, 1, layouts.tensor(4, "msp")),
     "fsdp": layouts.Layout("fsdp", 2, 2, layouts.FSDP),
     "zero": layouts.Layout("zero", 4, 4, layouts.zero(2), (layouts.OVERLAP,)),
+    "pipeline": layouts.Layout("pipeline", 4, 2, layouts.pipeline(2, "ZBH1") | layouts.zero(2), (layouts.OVERLAP,)),
 }
 
 

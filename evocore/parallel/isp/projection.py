@@ -56,13 +56,17 @@ class _Inputs(torch.autograd.Function):
         (x_TD,) = ctx.saved_tensors  # before anything else: this is where recomputation takes place
         needs_input, needs_weights, needs_biases = _needs(ctx.needs_input_grad, len(grads))
         schedule.begin_backward(call, needs_weights=needs_input)
-        gradients = []
-        for layer, grad_TF, needs in zip(call.layers, grads, needs_weights, strict=True):
-            if needs:
-                flat, grad_FD = schedule.reduction.empty(layer.weight, schedule.shapes[layer])
-                torch.mm(grad_TF.T, x_TD, out=grad_FD)
-                gradients.append((layer.weight, flat))
-        schedule.reduction.start(gradients)
+
+        def of_weights() -> None:
+            gradients = []
+            for layer, grad_TF, needs in zip(call.layers, grads, needs_weights, strict=True):
+                if needs:
+                    flat, grad_FD = schedule.reduction.empty(layer.weight, schedule.shapes[layer])
+                    torch.mm(grad_TF.T, x_TD, out=grad_FD)
+                    gradients.append((layer.weight, flat))
+            schedule.reduction.start(gradients)
+
+        schedule.do(of_weights)
         grad_TD = None
         if needs_input:
             with schedule.backward(call) as weights:

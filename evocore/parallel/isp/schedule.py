@@ -12,6 +12,7 @@ from evocore.parallel.groups import Group
 from evocore.parallel.isp.gathering import Buffers, Gathering, Shapes
 from evocore.parallel.isp.plan import Call, Unit
 from evocore.parallel.isp.reduction import Reduction
+from evocore.parallel.pipeline.deferral import WeightGradients, Work
 
 
 class Schedule:
@@ -22,6 +23,7 @@ class Schedule:
         before_read: called with each shard before it is sent.
         overlap: backward starts to gather before it computes; if not, it gathers when it needs.
         fused: see ``Gathering``.
+        gradients: may put off those of linear layers.
     """
 
     def __init__(
@@ -34,8 +36,10 @@ class Schedule:
         *,
         overlap: bool,
         fused: bool,
+        gradients: WeightGradients | None = None,
     ) -> None:
         self.shapes, self.reduction = shapes, reduction
+        self._gradients = gradients
         self._group, self._buffers, self._before_read = group, buffers, before_read
         self._overlap, self._fused = overlap, fused
         self._gatherings: dict[Unit, Gathering] = {}
@@ -101,6 +105,13 @@ class Schedule:
             yield [gathering.whole(layer) for layer in call.layers]
         finally:
             self._release(call)
+
+    def do(self, work: Work) -> None:
+        """Compute gradients of weights and start their reduction, now or when there is time for them."""
+        if self._gradients is None:
+            work()
+        else:
+            self._gradients.do(work)
 
     def finish(self) -> None:
         """End a backward pass."""

@@ -23,6 +23,7 @@ from evocore.parallel.isp.plan import make_plan
 from evocore.parallel.isp.projection import project
 from evocore.parallel.isp.reduction import Reduction
 from evocore.parallel.isp.schedule import Schedule
+from evocore.parallel.pipeline.deferral import WeightGradients
 
 
 class WeightParallel:
@@ -39,6 +40,7 @@ class WeightParallel:
         shapes: of the whole parameters, by name.
         recomputed_blocks: the first so many blocks are computed again in backward. A wrong number costs overlap only.
         keeps_buffers: see ``Backend.reuses_gather_buffers``.
+        gradients: decides when those of linear layers are computed; in backward if left out.
 
     Attributes:
         deliver: takes the gradient of each shard, ``(parameter, gradient)``, once per backward and in a fixed order;
@@ -62,10 +64,12 @@ class WeightParallel:
         *,
         recomputed_blocks: int = 0,
         keeps_buffers: bool = False,
+        gradients: WeightGradients | None = None,
     ) -> None:
         self.before_read = lambda parameter: None
         edges = _replace_edges(model)
         self._calls = {call.layers[0]: call for call in make_plan(model, settings, recomputed_blocks)}
+        names = {parameter: name for name, parameter in model.named_parameters()}
         reduction = Reduction(
             group,
             lambda parameter, gradient: self.deliver(parameter, gradient),
@@ -75,8 +79,8 @@ class WeightParallel:
         self._schedule = Schedule(
             group,
             {
-                module: tuple(shapes[f"{name}.weight"])
-                for name, module in model.named_modules()
+                module: tuple(shapes[names[module.weight]])
+                for module in model.modules()
                 if isinstance(module, Linear | Embedding)
             },
             reduction,
@@ -84,6 +88,7 @@ class WeightParallel:
             lambda parameter: self.before_read(parameter),
             overlap=settings.overlap,
             fused=settings.layer_fuse_isp_comm,
+            gradients=gradients,
         )
         for edge in edges:
             edge.whole = partial(whole_weight, call=self._calls[edge], schedule=self._schedule)

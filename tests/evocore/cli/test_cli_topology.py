@@ -1,6 +1,7 @@
 """The groups of a config on the command line."""
 
 import json
+import re
 
 import pytest
 
@@ -117,3 +118,81 @@ def test_a_rank_beyond_the_last_is_refused(capsys):
 )
 def test_ranks_are_written_shortly(ranks, text):
     assert compact_ranks(ranks) == text
+
+
+# --- traffic and memory ---------------------------------------------------------------------------------------------
+
+ISP = str(shipped_config("7B_isp_sft"))
+# 32 blocks of width 4096: 32 heads and 8 of keys, a feed-forward of 11008; 103168 words at both ends; in bfloat16
+WQKV, WO, W1, EDGE = 6144 * 4096 * 2, 4096 * 4096 * 2, 11008 * 4096 * 2, 103168 * 4096 * 2
+BLOCKS, NORMS, MICRO_BATCHES, TOKENS = 32, 65 * 4096 * 2, 4, 4096
+BLOCK = WQKV + WO + 3 * W1
+
+
+def counted(capsys, *arguments):
+    return json.loads(answer(capsys, "--json", *arguments))
+
+
+def test_traffic_of_seven_billion_parameters_on_a_thousand_ranks(capsys):
+    facts = counted(capsys, "--config", ISP, "--world-size", "1024", "--rank", "1023", "--traffic")
+
+    found = {row["purpose"]: (row["group"], row["op"], row["calls"], row["bytes"]) for row in facts["traffic"]}
+    layers, weights = 5 * BLOCKS, BLOCKS * BLOCK
+    heads = TOKENS * 128 * 2  # bytes of all tokens of one head; 16 query heads and 4 of keys and values on each rank
+    exchanges = MICRO_BATCHES * BLOCKS
+    assert found["weights for forward"] == ("weight", "all_gather", 4 * (layers + 2), 4 * (weights + 2 * EDGE))
+    assert found["weights for backward"] == ("weight", "all_gather", 4 * layers, 4 * weights)
+    assert found["gradients of weights"] == ("weight", "reduce_scatter", 4 * (layers + 2), 4 * (weights + 2 * EDGE))
+    for purpose, count in (
+        ("queries, keys, values to their heads", 24),
+        ("results of attention to their tokens", 16),
+    ):
+        assert found[purpose] == ("sequence", "all_to_all", exchanges, exchanges * count * heads)
+    shards = (weights + 2 * EDGE) // 4 + NORMS
+    assert found["gradients to their owners"][:2] == ("zero", "reduce_scatter")
+    assert found["gradients to their owners"][3] == 2 * shards  # float32
+    assert found["new parameters"][1::2] == ("all_gather", shards)
+    assert found["gradients of the replicas"] == ("stage_replica", "all_reduce", 1, 2 * NORMS // 256)
+    assert "memory" not in facts and "groups" in facts
+
+
+def test_memory_of_seven_billion_parameters_on_a_thousand_ranks(capsys):
+    facts = counted(capsys, "--config", ISP, "--world-size", "1024", "--memory")
+
+    found = {row["what"]: row["bytes"] for row in facts["memory"]}
+    shards = (BLOCKS * BLOCK + 2 * EDGE) // 4 + NORMS
+    owned = 2 * shards // 256
+    assert found == {
+        "parameters": shards,
+        "gradients": 2 * shards,
+        "reduced gradients": owned,
+        "master weights": owned,
+        "first moments": owned,
+        "second moments": owned,
+        "gathered weights": BLOCK + EDGE,
+        "gradients of gathered weights": W1 + EDGE,
+    }
+    assert {row["what"] for row in facts["memory"] if row["bound"]} == {
+        "gathered weights", "gradients of gathered weights",
+    }  # fmt: skip
+
+
+def test_both_as_tables(capsys):
+    sized = sets(tensor__size=2, zero1__size=2)
+    out = answer(capsys, "--config", CONFIG, "--world-size", "8", "--traffic", "--memory", *sized)
+
+    traffic, _, holdings = out.partition("memory of rank 0")
+    assert ["gradient", "norm", "all_reduce", "world", "8", "1", "4", "4"] in [
+        line.split() for line in traffic.split("\n")
+    ]
+    sizes = [int(line.split("  ")[1].replace(",", "")) for line in re.sub(" {3,}", "  ", holdings).splitlines()[1:]]
+    assert len(sizes) == 7 and sum(sizes[:-1]) == sizes[-1] > 0
+    assert "what they share" not in out
+
+
+def test_what_cannot_be_trained_is_not_counted(capsys):
+    assert (
+        main(["topology", "--config", CONFIG, "--world-size", "8", "--traffic", "--set", "model_type=NO_SUCH"]) == 2
+    )
+    out, err = capsys.readouterr()
+    assert out == "" and "model_type='NO_SUCH': this model family is not supported yet" in err

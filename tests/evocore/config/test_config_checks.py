@@ -33,6 +33,19 @@ hybrid_zero_optimizer.reduce_bucket_size reduce_comm_dtype
 parallel.tensor.size parallel.tensor.mode parallel.weight.size parallel.weight.overlap
 parallel.weight.launch_allgather_before parallel.weight.forward_overlap_per parallel.weight.layer_fuse_isp_comm
 parallel.weight.early_reduce_scatter_release
+parallel.pipeline.size parallel.pipeline.mode parallel.pipeline.layers model.num_chunks
+parallel.expert.size parallel.expert.no_tp parallel.expert_zero1.size parallel.expert_weight.size
+parallel.expert_weight.overlap parallel.expert_weight.early_reduce_scatter_release
+model.num_experts model.top_k model.num_shared_experts model.moe_type model.first_k_dense_replace
+model.moe_layer_kwargs.capacity_factor model.moe_layer_kwargs.eval_capacity_factor model.moe_layer_kwargs.min_capacity
+model.moe_layer_kwargs.drop_tokens model.moe_layer_kwargs.drop_policy model.moe_layer_kwargs.use_rts
+model.moe_layer_kwargs.normalize_expert_weights model.moe_layer_kwargs.scoring_func
+model.moe_layer_kwargs.routed_scaling_factor model.moe_layer_kwargs.num_expert_groups
+model.moe_layer_kwargs.top_k_groups model.moe_layer_kwargs.bias_update_rate model.moe_layer_kwargs.shared_expert_gate
+loss.moe_loss_coeff loss.moe_z_loss_coeff
+parallel.sequence_2D.enable parallel.sequence_2D.head_size parallel.sequence_2D.context_size
+parallel.sequence_2D.window_size parallel.sequence_2D.device_placement_strategy.head_first
+parallel.sequence_2D.device_placement_strategy.interleaved
 adam.lr adam.adam_beta1 adam.adam_beta2 adam.adam_beta2_c adam.adam_eps adam.weight_decay adam.no_decay
 lr_scheduler.total_steps lr_scheduler.init_steps lr_scheduler.warmup_ratio lr_scheduler.eta_min
 beta2_scheduler.init_beta2 beta2_scheduler.c
@@ -85,10 +98,28 @@ def test_what_the_runtime_honours_or_may_ignore_is_no_problem(load, sets):
 
 
 @pytest.mark.parametrize(
+    "sets",
+    [
+        ["model.num_chunks=2", "model.num_layers=4"],  # without interleaved_overlap, which InternEvo wants here
+        ["model.num_chunks=2", "model.num_layers=7", "data.micro_num=3"],
+        ["parallel.pipeline.mode=ZBH1", "hybrid_zero_optimizer.overlap_sync_grad=True"],
+        ["parallel.pipeline.mode=ZBH1", "parallel.tensor.mode=isp", "parallel.weight={'size':2,'overlap':True}"],
+        ["parallel.pipeline.mode=ZBV", "model.num_layers=5", "parallel.pipeline.layers=[1,2,1,1]"],
+        ["data.gradient_accumulation=1"],
+    ],
+)
+def test_pipelines_are_free_of_constraints_that_have_lost_their_reason(load, sets):
+    assert _problems(load, ["parallel.pipeline.size=2", *sets], world_size=4) == []
+
+
+@pytest.mark.parametrize(
     ("sets", "world_size", "wrong"),
     [
-        (["parallel.pipeline.size=2"], 2, "parallel.pipeline.size=2: pipeline parallelism is not supported yet"),
-        (["model.num_experts=4"], 1, "model.num_experts=4: mixture of experts is not supported yet"),
+        (
+            ["model.num_experts=4", "model.moe_layer_kwargs.noisy_gate_policy=Jitter"],
+            1,
+            "model.moe_layer_kwargs.noisy_gate_policy='Jitter': noise in the router is not supported yet",
+        ),
         (["model.norm_type=layernorm"], 1, "model.norm_type='layernorm': layernorm in the decoder"),
         (["model.drop_rate=0.1"], 1, "model.drop_rate=0.1: dropout is not supported yet"),
         (["model.dtype=torch.tf32"], 1, "model.dtype='torch.tf32': tf32 is not supported yet"),
@@ -156,6 +187,17 @@ def test_what_the_runtime_honours_or_may_ignore_is_no_problem(load, sets):
         ),
         (["parallel.pipeline.size=4"], 4, "model.num_layers=2 is less than parallel.pipeline.size=4 times"),
         (
+            ["parallel.pipeline.size=2", "data.micro_num=1"],
+            2,
+            "data.micro_num=1 is less than parallel.pipeline.size=2",
+        ),
+        (
+            ["parallel.pipeline.size=2", "parallel.pipeline.layers=[2]"],
+            2,
+            "parallel.pipeline.layers=[2] for model.num_layers=2 in 2 chunks",
+        ),
+        (["parallel.pipeline.layers=[3]"], 1, "parallel.pipeline.layers=[3] for model.num_layers=2 in 1 chunk"),
+        (
             ["parallel.pipeline.mode=ZBH1", "model.num_chunks=2"],
             1,
             "model.num_chunks=2 with parallel.pipeline.mode='ZBH1'",
@@ -182,6 +224,30 @@ def test_what_the_runtime_honours_or_may_ignore_is_no_problem(load, sets):
             "parallel.sequence_2D: head_size=2 times context_size=2 is not parallel.tensor.size=1",
         ),
         (
+            ["parallel.tensor.size=2", "parallel.sequence_2D={'enable':True,'context_size':2}"],
+            2,
+            "parallel.sequence_2D.enable=True with parallel.tensor.mode='mtp'",
+        ),
+        (
+            [
+                "parallel.tensor={'mode':'isp','size':4}",
+                "parallel.sequence_2D={'enable':True,'context_size':4}",
+                "data.seq_len=12",
+                "data.micro_bsz=1",
+            ],
+            4,
+            "data.packed_length=12 is not divisible by 8, twice parallel.sequence_2D.context_size=4",
+        ),
+        (
+            [
+                "parallel.tensor={'mode':'isp','size':2}",
+                "parallel.sequence_2D={'enable':True,'context_size':2}",
+                "model.use_sliding_window=True",
+            ],
+            2,
+            "model.use_sliding_window=True with parallel.sequence_2D.context_size=2",
+        ),
+        (
             ["parallel.sequence_2D={'enable':True,'context_size':4,'window_size':3}"],
             1,
             "parallel.sequence_2D: window_size=3 does not divide context_size=4",
@@ -205,6 +271,38 @@ def test_what_the_runtime_honours_or_may_ignore_is_no_problem(load, sets):
             6,
             "parallel.expert.size=4 times parallel.expert_weight.size=1 times 1 for tensor parallelism does not "
             "divide the 6 ranks",
+        ),
+        (
+            ["model.num_experts=4", "model.moe_layer_kwargs.num_expert_groups=3"],
+            1,
+            "model.num_experts=4 is not divisible by model.moe_layer_kwargs.num_expert_groups=3",
+        ),
+        (
+            ["model.num_experts=4", "model.moe_layer_kwargs={'num_expert_groups':4,'top_k_groups':1}"],
+            1,
+            "model.moe_layer_kwargs.top_k_groups=1 of 4 groups of 1 experts, with model.top_k=2",
+        ),
+        (["model.num_experts=4", "model.top_k=1"], 1, "model.moe_layer_kwargs.use_rts=True with model.top_k=1"),
+        (
+            ["model.num_experts=4", "model.first_k_dense_replace=3"],
+            1,
+            "model.first_k_dense_replace=3 is more than model.num_layers=2",
+        ),
+        (
+            ["model.num_experts=4", "model.multiple_of=1", "model.mlp_ratio=0.3", "parallel.tensor.size=2"],
+            2,
+            "the width of an expert, 9, is not divisible by parallel.tensor.size=2",
+        ),
+        (
+            [
+                "model.num_experts=4",
+                "parallel.expert.no_tp=True",
+                "parallel.tensor.size=2",
+                "data.seq_len=7",
+                "data.micro_bsz=1",
+            ],
+            2,
+            "data.packed_length=7 is not divisible by parallel.tensor.size=2 with parallel.expert.no_tp=True",
         ),
         (
             ["model.num_experts=4"],
@@ -283,21 +381,26 @@ def test_each_constraint_is_reported(load, sets, world_size, wrong):
     assert matching[0].expected and matching[0].fix
 
 
-@pytest.mark.parametrize(
-    "sets",
-    [
-        ["model.num_experts=4", "parallel.pipeline.size=2"],
-        [
-            "parallel.tensor={'mode':'isp','size':8}",
-            "parallel.sequence_2D={'enable':True,'head_size':4,'context_size':2}",
-        ],
-    ],
-)
-def test_sizes_that_divide_are_no_problem_before_they_are_supported(load, sets):
-    config = load(*sets).config
+def test_sizes_that_divide_are_no_problem_before_they_are_supported(load):
+    config = load("model.drop_rate=0.1", "model.num_experts=4", "parallel.pipeline.size=2").config
 
     assert size_problems(config, 8) == []
     assert check(config, world_size=8, families=FAMILIES)
+
+
+@pytest.mark.parametrize(
+    "two",
+    [
+        "{'enable':True,'head_size':4,'context_size':2}",
+        "{'enable':True,'head_size':2,'context_size':4,'window_size':2}",
+        "{'enable':True,'head_size':1,'context_size':8,'window_size':2,"
+        "'device_placement_strategy':{'head_first':False,'interleaved':True}}",
+    ],
+)
+def test_two_dimensional_sequence_parallelism_takes_packed_documents(load, two):
+    sets = ["parallel.tensor={'mode':'isp','size':8}", f"parallel.sequence_2D={two}", "data.use_packed_dataset=True"]
+
+    assert _problems(load, sets, world_size=8) == []
 
 
 def test_a_family_that_nobody_offers_lists_those_that_are_offered(load):

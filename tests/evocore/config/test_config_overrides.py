@@ -104,9 +104,7 @@ def test_infinite_intervals_mean_never(load):
 
 
 def test_keys_without_effect_are_noted_once_per_reason(load):
-    notes = load(
-        "hybrid_zero_optimizer.use_split_tensor_optim=True", "hybrid_zero_optimizer.all_gather_size=8"
-    ).notes
+    notes = load("hybrid_zero_optimizer.use_split_tensor_optim=True", "hybrid_zero_optimizer.all_gather_size=8").notes
 
     assert (
         notes.count(

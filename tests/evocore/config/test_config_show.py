@@ -43,7 +43,9 @@ def test_text_groups_keys_by_block_with_value_and_source(show):
 
 
 def test_json_holds_the_same_facts(show):
-    facts = json.loads(show("--json", "--world-size", "2", "--set", "adam.lr=0.5", "--set", "data.use_shm=True").stdout)
+    facts = json.loads(
+        show("--json", "--world-size", "2", "--set", "adam.lr=0.5", "--set", "data.use_shm=True").stdout
+    )
 
     rows = {row["key"]: row for row in facts["values"]}
     assert (facts["file"], facts["world_size"]) == ("mine.py", 2)

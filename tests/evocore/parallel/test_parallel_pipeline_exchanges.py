@@ -1,0 +1,38 @@
+"""Backward in two parts exchanges what backward in one does, and each of it once."""
+
+import parallel_counted_runs as runs
+import pytest
+
+
+def case(schedule, shared):
+    return runs.Case(
+        4,
+        shared | dict(pipeline=dict(size=2, mode=schedule)),
+        dict(data=dict(micro_num=3), model=dict(checkpoint=0.5)),
+    )
+
+
+@pytest.mark.parametrize(
+    "shared",
+    [runs.tensor(2, "mtp"), runs.tensor(2, "msp"), runs.tensor(2, "fsp"), runs.sharded(2, 2)],
+    ids=["mtp", "msp", "fsp", "isp"],
+)
+def test_a_split_backward_exchanges_everything_once(shared, ranks, tmp_path):
+    whole, split = (ranks(4, runs.run, case(name, shared), tmp_path) for name in ("1F1B", "ZBH1"))
+
+    for rank, (one, two) in enumerate(zip(whole, split, strict=True)):
+        neighbour = rank ^ 1
+        shared_with = tuple(sorted((rank, neighbour)))
+        calls = {key: count for key, count in one.totals(1).items() if key[1] == shared_with}
+        assert len(calls) >= 2 or "mtp" in str(shared)
+        assert {key: count for key, count in two.totals(1).items() if key[1] == shared_with} == calls
+        assert two.totals(1) == one.totals(1)
+
+
+def test_a_stage_tells_the_next_one_tensor_for_each_micro_batch_and_nothing_else(ranks, tmp_path):
+    for rank, seen in enumerate(ranks(4, runs.run, case("1F1B", runs.tensor(2, "msp")), tmp_path)):
+        between = (rank % 2, rank % 2 + 2)
+        messages = {key: value for key, value in seen.totals(2).items() if key[0] in ("send", "recv")}
+        up, down = ("send", "recv") if rank < 2 else ("recv", "send")
+        elements = runs.TOKENS // 2 * runs.MODEL["hidden_size"]
+        assert messages == {(up, between): (3, 3 * 4 * elements), (down, between[::-1]): (3, 3 * 4 * elements)}
