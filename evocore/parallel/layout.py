@@ -78,6 +78,16 @@ class Layout:
             return [(0, total)]
         return own_ranges(total, self.part("head"), self.part("context"))
 
+    def pipeline_report(self) -> list[str]:
+        """Which layers each stage has, on one line; nothing about a model that is not cut."""
+        if not self.chunks:
+            return []
+        stages = [
+            " and ".join(f"{self.chunks[chunk].start}-{self.chunks[chunk].stop - 1}" for chunk in held)
+            for held in map(self.schedule.chunks_of, range(self.schedule.stages))
+        ]
+        return [f"pipeline {self.schedule.name}, {len(stages)} stages of layers {', '.join(stages)}"]
+
     def cut(self, model: nn.Module) -> nn.Module:
         """The part of a model that this rank's pipeline stage holds, whose layers the whole shares with it."""
         if not self.chunks:

@@ -307,5 +307,6 @@ def _launch_report(plan: Plan, launch: LaunchEnvironment, device: torch.device) 
         f"{launch.world_size} process(es), {torch.get_num_threads()} thread(s)",
         f"model {plan.family.name}: {plan.parameters:,} parameters, {str(dtype).removeprefix('torch.')}",
         f"peak of one device in {str(dtype).removeprefix('torch.')}: {rate}",
+        *plan.layout.pipeline_report(),
         f"kernels {' '.join(kernels)} (digest {plan.resolution.digest()})",
     ]

@@ -114,9 +114,8 @@ class Pipeline:
     def evaluate(self, chunks: Chunks, micro_batches: int, device: torch.device) -> None:
         """Forward of all of them, without gradients."""
         with torch.no_grad():
-            self._run(
-                _programs(self.schedule, micro_batches, backward=False)[self.stage], chunks, device, nullcontext
-            )
+            program = _programs(self.schedule, micro_batches, backward=False)[self.stage]
+            self._run(program, chunks, device, nullcontext)
 
     def _run(
         self,
@@ -129,7 +128,7 @@ class Pipeline:
         last = _last_of_chunks(program.steps)
         for place, step in enumerate(program.steps):
             with last_gradients() if place in last else nullcontext():
-                run.step(place, step)
+                run.step(step)
         run.end()
 
     def sum_of_ends(self, tensor: Tensor) -> None:
@@ -172,7 +171,7 @@ def _pairs(stages: Sequence[int]) -> Iterable[tuple[int, int]]:
 def _last_of_chunks(steps: Sequence[Step]) -> set[int]:
     last: dict[tuple[int, str], int] = {}
     for place, step in enumerate(steps):
-        if step.action.ends_forward:
+        if step.action.goes_back:
             last[step.action.chunk, "activations"] = place
         elif step.action.kind == "W":
             last[step.action.chunk, "weights"] = place
@@ -199,7 +198,7 @@ class _Run:
         self._order = [step.needs for step in program.steps if step.needs is not None]
         self._taken = 0
 
-    def step(self, place: int, step: Step) -> None:
+    def step(self, step: Step) -> None:
         """Run one action with what comes in before it and goes out after it."""
         self._ask()
         kind, chunk, micro = step.action

@@ -64,7 +64,7 @@ def input_of(action: Action, schedule: Schedule) -> Message | None:
     """What an action gets from the chunk before it, or behind it."""
     if action.kind == "F":
         return Message("F", action.chunk, action.micro) if action.chunk else None
-    if action.ends_forward and action.chunk < schedule.total_chunks - 1:
+    if action.goes_back and action.chunk < schedule.total_chunks - 1:
         return Message("I", action.chunk, action.micro)
     return None
 
@@ -73,7 +73,7 @@ def output_of(action: Action, schedule: Schedule) -> Message | None:
     """What an action yields for the chunk behind it, or before it."""
     if action.kind == "F":
         return Message("F", action.chunk + 1, action.micro) if action.chunk < schedule.total_chunks - 1 else None
-    return Message("I", action.chunk - 1, action.micro) if action.ends_forward and action.chunk else None
+    return Message("I", action.chunk - 1, action.micro) if action.goes_back and action.chunk else None
 
 
 def compile_tables(schedule: Schedule, tables: Sequence[Table]) -> list[Program]:

@@ -41,8 +41,8 @@ class Action(NamedTuple):
         return f"{self.kind}{self.chunk}.{self.micro}"
 
     @property
-    def ends_forward(self) -> bool:
-        """Whether it yields what the stage of the chunk before needs to go on backwards."""
+    def goes_back(self) -> bool:
+        """Whether it yields the gradient for which the chunk before waits."""
         return self.kind in ("B", "I")
 
 

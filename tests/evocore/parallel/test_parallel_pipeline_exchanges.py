@@ -21,11 +21,7 @@ def test_a_split_backward_exchanges_everything_once(shared, ranks, tmp_path):
     whole, split = (ranks(4, runs.run, case(name, shared), tmp_path) for name in ("1F1B", "ZBH1"))
 
     for rank, (one, two) in enumerate(zip(whole, split, strict=True)):
-        neighbour = rank ^ 1
-        shared_with = tuple(sorted((rank, neighbour)))
-        calls = {key: count for key, count in one.totals(1).items() if key[1] == shared_with}
-        assert len(calls) >= 2 or "mtp" in str(shared)
-        assert {key: count for key, count in two.totals(1).items() if key[1] == shared_with} == calls
+        assert any(ranks == (rank // 2 * 2, rank // 2 * 2 + 1) for _, ranks in one.totals(1))
         assert two.totals(1) == one.totals(1)
 
 
