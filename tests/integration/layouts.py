@@ -182,7 +182,7 @@ def mixtures() -> list[Layout]:
         Layout("isp-context2-ep4", 4, 2, share_experts(4) | two(1, 2, 1), (GSHARD,)),
         Layout("pp2-ep2", 4, 2, share_experts(2) | pipeline(2), (DROPLESS,)),
         Layout(
-            "pp2-zbv-ewp2", 4, 1, share_experts(1, weight=2) | pipeline(2, "ZBV") | isp(2, 2), (DROPLESS, deep(4))
+            "pp2-zbv-ewp2", 4, 1, share_experts(1, weight=2) | pipeline(2, "ZBV") | isp(2, 2), (DEEPSEEK, deep(4))
         ),
     ]
 
