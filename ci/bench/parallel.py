@@ -190,7 +190,9 @@ def parse() -> argparse.Namespace:
     for name in ("hidden", "layers", "vocab", "tokens"):
         parser.add_argument(f"--{name}", type=int, help=f"default {getattr(Sizes(), name)}")
     parser.add_argument("--backend", default="cpu", help="evocore's name of the device")
-    parser.add_argument("--dtype", default="float32", help="of weights and activations")
+    parser.add_argument(
+        "--dtype", default="float32", help="of weights and activations; other than float32 only for the part alone"
+    )
     parser.add_argument("--json", type=Path, help="write all figures and what they come from to this file")
     return parser.parse_args()
 

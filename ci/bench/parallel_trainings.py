@@ -131,7 +131,8 @@ def ours(
     def train() -> Tensor:
         outcome = step.train(batches, targets, lr=LR, beta2=BETA2, loss_scale=1.0)
         count, total, _ = outcome.meter.sums[0]
-        return total / count
+        mean: Tensor = total / count
+        return mean
 
     held = sum(one.bytes for one in memory(model, layout, optimizer.buckets, weight=weight) if not one.bound)
     return Training(train, optimizer.wait, held, plan.parameters)
@@ -147,13 +148,13 @@ def by_hand(sizes: Sizes, *, updated: float = 1.0) -> Training:
     """
     plan, device = _plan(sizes.config(), sizes)
     model = WithLoss(plan.materialise(device, SEED), sizes, device)
-    parameters = list(_share(list(model.parameters()), updated))
+    parameters: list[Tensor] = list(_share(list(model.parameters()), updated))
     half = sizes.dtype != "float32"
     masters = [parameter.detach().float() for parameter in parameters] if half else parameters
     optimizer = _adamw(masters)
 
     def step() -> Tensor:
-        loss = model()
+        loss: Tensor = model()
         loss.backward()
         if half:
             gradients = [_gradient(parameter) for parameter in parameters]
@@ -187,7 +188,8 @@ def fully_sharded(sizes: Sizes) -> Training:
     model = WithLoss(decoder, sizes, device)
     for block in decoder.layers:
         fully_shard(block)
-    return _wrapped(fully_shard(model), plan, copies=_me()[1])
+    fully_shard(model)
+    return _wrapped(model, plan, copies=_me()[1])
 
 
 PEERS: dict[str, Callable[[Sizes], Training]] = {"DDP": replicated, "FSDP2": fully_sharded}
