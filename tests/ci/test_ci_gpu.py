@@ -131,7 +131,7 @@ def test_what_becomes_of_a_step_is_recorded(monkeypatch, tmp_path, body, outcome
         "Path(sys.argv[sys.argv.index('--out') + 1]).write_text('{\"so far\": 1}')\n" + body + "\n"
     )
     monkeypatch.setitem(job.SCRIPTS, "training", str(script))
-    monkeypatch.setitem(job.LIMITS, "training", job.Limits(0.5, 1.5))
+    monkeypatch.setitem(job.LIMITS, "training", job.Limits(3.0, 6.0))
     results = {"steps": []}
     start = time.monotonic()
     job.step("training", Host(), False, 100.0, tmp_path, results)

@@ -137,4 +137,5 @@ def held_bytes(values):
 
 def _storages():
     tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
-    return {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors if not one.is_meta}
+    stored = [one for one in tensors if torch._C._has_storage(one) and not one.is_meta]  # others' may be sparse
+    return {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in stored}
