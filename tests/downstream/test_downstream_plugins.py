@@ -108,22 +108,28 @@ def start_walk(name, folder, checkout):
     return start("\n".join(commands), folder, folder.with_name(f"site_{name}"), CHECKOUT=str(checkout))
 
 
+def copy_checkout(folder):
+    """What the commands need of a checkout: each has its own, as pip builds beside a setup.py."""
+    for path in ("tests/downstream/torch_toydevice", "tests/downstream/evocore_toydevice", "configs"):
+        shutil.copytree(ROOT / path, folder / path)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory):
     """Both walks, the demo's same steps on the CPU, and the references on the device: at once, as much is waiting."""
     folder = tmp_path_factory.mktemp("downstream")
-    checkout, site = folder / "checkout", folder / "site"
-    for path in ("tests/downstream/torch_toydevice", "tests/downstream/evocore_toydevice", "configs"):
-        shutil.copytree(ROOT / path, checkout / path)  # pip leaves what it builds beside a setup.py
-    packages = f"{checkout}/tests/downstream/torch_toydevice {checkout}/tests/downstream/evocore_toydevice"
+    site = folder / "site"
     references = "--sizes small --draws 0 --part kernels --provider reference --json"
+    install = "pip install -q $CHECKOUT/tests/downstream/{torch,evocore}_toydevice > install.txt 2>&1"
     started = {
-        **{name: start_walk(name, folder / name, checkout) for name in WALKS},
+        **{name: start_walk(name, folder / name, copy_checkout(folder / f"checkout_{name}")) for name in WALKS},
         "cpu": start(f"evocore demo --backend cpu --set model.dtype=torch.float32 {SMALL}", folder / "cpu", site),
         "references": start(
-            f"pip install -q {packages} > install.txt 2>&1\nevocore conform --backend toydevice {references}",
+            f"{install}\nevocore conform --backend toydevice {references}",
             folder / "references",
             site,
+            CHECKOUT=str(copy_checkout(folder / "checkout_references")),
         ),
     }
     try:
