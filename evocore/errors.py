@@ -5,6 +5,16 @@ Everything else that escapes is a fault of ours or of a plug-in and keeps its tr
 
 from __future__ import annotations
 
+import os
+
+TRACEBACK_VARIABLE = "EVOCORE_TRACEBACK"
+"""Set to show the traceback of a user's mistake, too."""
+
+
+def traceback_wanted() -> bool:
+    """Whether the environment asks for tracebacks of mistakes."""
+    return os.environ.get(TRACEBACK_VARIABLE, "") not in ("", "0")
+
 
 class UserError(ValueError):
     """A mistake in what evocore was given: three facts, each one line where it can be.

@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import Any
 
 from evocore import __version__
-from evocore.errors import UserError
+from evocore.errors import TRACEBACK_VARIABLE, UserError, traceback_wanted
 
 COMMANDS = {
     "demo": "train a small model on this machine and show what a run leaves behind",
@@ -41,7 +41,6 @@ GROUPS = {
 """Verbs with verbs of their own: ``app`` in ``evocore.cli.<verb>``."""
 
 TRACEBACK = "--traceback"
-TRACEBACK_VARIABLE = "EVOCORE_TRACEBACK"
 PATIENCE = 5.0
 """Seconds that other ranks wait before they tell of a mistake: their launcher ends them if rank 0 made it too."""
 
@@ -126,6 +125,6 @@ def _tell(error: UserError) -> None:
     rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
     if rank != "0":
         time.sleep(PATIENCE)
-    if os.environ.get(TRACEBACK_VARIABLE, "") not in ("", "0"):
+    if traceback_wanted():
         traceback.print_exception(error)
     print(f"evocore{f' (rank {rank})' if rank != '0' else ''}: {error}", file=sys.stderr)

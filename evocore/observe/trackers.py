@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,7 +24,9 @@ class JSONLines(Observer):
     def on_start(self, start: RunStart) -> None:
         path = start.folder / "metrics.jsonl"
         kept = [line for line in _complete_lines(path) if json.loads(line)["step"] < start.first_step]
-        path.write_text("".join(line + "\n" for line in kept))
+        beside = path.with_suffix(".jsonl.new")
+        beside.write_text("".join(line + "\n" for line in kept))
+        os.replace(beside, path)  # killed at any time, one of the two is whole
         self._file = path.open("a", buffering=1)
 
     def on_step(self, metrics: Mapping[str, Any]) -> None:

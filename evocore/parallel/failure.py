@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from evocore.errors import UserError
+from evocore.errors import UserError, traceback_wanted
 from evocore.parallel.launch import LaunchEnvironment, destroy, init_process_group, is_connected
 from evocore.parallel.lifeline import Failure, Lifeline
 
@@ -30,8 +30,6 @@ SETTLE = 0.5
 """Seconds to learn whether another rank's failure is the reason of one's own."""
 GRACE = 5.0
 """Seconds from the first failure until a rank that has not ended by itself is ended."""
-TRACEBACK_VARIABLE = "EVOCORE_TRACEBACK"
-"""Set to show the traceback of a user's mistake, too."""
 LONGEST = 300
 """Characters of an error that the other ranks repeat."""
 
@@ -135,7 +133,7 @@ def _claim(store: Store, mine: Failure) -> Failure:
 
 def _tell(error: BaseException, rank: int) -> None:
     told = ""
-    if not isinstance(error, UserError) or os.environ.get(TRACEBACK_VARIABLE, "") not in ("", "0"):
+    if not isinstance(error, UserError) or traceback_wanted():
         told = "".join(traceback.format_exception(error))
     title = f"evocore (rank {rank})"
     _print(f"{told}{title}: {error}\n" if isinstance(error, UserError) else f"{title} failed:\n{told}")
