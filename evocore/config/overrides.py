@@ -13,8 +13,8 @@ from evocore.errors import UserError
 def parse_sets(sets: Iterable[str]) -> Settings:
     """Settings of all ``--set`` arguments; a later one wins.
 
-    A value is read as a Python literal and, where it is none, as text: ``8``, ``1e-4``, ``True``, ``None``,
-    ``{'size': 2}``, ``torch.float32``.
+    A value is read as a Python literal, in which dicts may be written as in config files, and, where it is none, as
+    text: ``8``, ``1e-4``, ``True``, ``None``, ``{'size': 2}``, ``dict(size=2)``, ``torch.float32``.
 
     Raises:
         UserError: if one has no ``=`` or no key.
@@ -35,6 +35,17 @@ def from_flags(flags: Mapping[str, Any]) -> Settings:
 
 def _literal(text: str) -> Any:
     try:
-        return ast.literal_eval(text.strip())
+        return ast.literal_eval(_WithoutCalls().visit(ast.parse(text.strip(), mode="eval")))
     except (ValueError, SyntaxError):  # no literal: text, as a shell user expects
         return text
+
+
+class _WithoutCalls(ast.NodeTransformer):
+    """Writes ``dict(key=value)`` as ``{'key': value}``."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        names = [keyword.arg for keyword in node.keywords]
+        if not isinstance(node.func, ast.Name) or node.func.id != "dict" or node.args or None in names:
+            return node
+        return ast.Dict([ast.Constant(name) for name in names], [keyword.value for keyword in node.keywords])

@@ -35,6 +35,9 @@ def test_any_value_round_trips_through_set(number, rate, flag, text):
         ("kernels={'attention': 'triton'}", "kernels", {"rms_norm": "native", "attention": "triton"}),
         ("data.raw=None", "data.raw", None),
         ("parallel.tensor={'size': 2}", "parallel.tensor.mode", "fsp"),
+        ("parallel.tensor=dict(size=2, mode='msp')", "parallel.tensor.mode", "msp"),
+        ("parallel=dict(tensor=dict(size=2, mode='isp'))", "parallel.tensor.mode", "isp"),
+        ("JOB_NAME=list(a=1)", "JOB_NAME", "list(a=1)"),
     ],
 )
 def test_set_takes_literals_and_text_and_merges_dicts(setting, key, value):
