@@ -22,6 +22,7 @@ from evocore.ops.adamw import AdamW
 from evocore.parallel.buckets import Bucket
 from evocore.parallel.runtime import Runtime
 from evocore.parallel.zero import Zero, ZeroOptions
+from evocore.training.sums import sum_of_squares
 
 if TYPE_CHECKING:
     from evocore.parallel.fsdp import RowShard
@@ -170,8 +171,7 @@ class Optimizer:
 
     def _norm(self) -> float:
         """Each element counts once, however many ranks hold it."""
-        norms = [part.reduced.norm() / math.sqrt(part.copies) for part in self._owned]
-        squares = torch.stack(norms).norm().square()
+        squares = torch.stack([sum_of_squares(part.reduced) / part.copies for part in self._owned]).sum()
         return math.sqrt(float(self._runtime.sum(squares)))
 
     def _first_bad_parameter(self) -> str | None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from evocore.data.batch import MicroBatch
+from evocore.training.sums import sum_of_squares
 
 ELEMENTS = 8
 """Single elements in a fingerprint, at fixed positions from the first to the last."""
@@ -24,7 +25,7 @@ def fingerprint(x: Tensor) -> Tensor:
     if not x.numel():
         return torch.zeros(len(STATISTICS) + ELEMENTS, device=x.device)
     mean = x.mean(dtype=torch.float32)
-    rms = torch.linalg.vector_norm(x, dtype=torch.float32) / x.numel() ** 0.5
+    rms = (sum_of_squares(x) / x.numel()).sqrt()
     largest = torch.linalg.vector_norm(x, torch.inf, dtype=torch.float32)
     places = [number * (x.numel() - 1) // (ELEMENTS - 1) for number in range(ELEMENTS)]
     chosen = [x[_index(place, x.shape)].float() for place in places]
