@@ -23,7 +23,7 @@ ALIGNMENT = 16
 """Elements to which each parameter's place in a flat buffer is aligned, so that vector loads stay aligned."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Member:
     """One parameter and where it starts in the flat buffers."""
 
@@ -51,7 +51,7 @@ class Bucket:
 
     Attributes:
         values: ``[n]`` in the parameters' dtype; the parameters are views of it.
-        gradient: ``[n]`` float32 sum over micro-batches.
+        gradient: ``[n]`` float32 sum over micro-batches, valid after ``complete``.
         reduced: ``[n / Z]`` float32 sum over ranks as well, valid after the reduction; ``gradient`` itself if Z is 1.
         master, exp_avg, exp_avg_sq: ``[n / Z]`` float32; ``master`` is a view of ``values`` if these are float32.
         copies: ranks that own the same part: of the pipeline stage, and of both that hold a tied weight.
@@ -81,19 +81,30 @@ class Bucket:
         for member in self.members:
             member.view(self.values).copy_(member.parameter.data)
             member.parameter.data = member.view(self.values)
-            if first.dtype == torch.float32:
-                member.parameter.grad = member.view(self.gradient)  # autograd adds to an existing gradient in place
+        self._without = dict.fromkeys(self.members)  # a gradient in this step so far
         own = self.values[self.own]
         self.reduced = self.gradient if zero.size == 1 else torch.zeros_like(self.gradient[self.own])
         self.master = own if own.dtype == torch.float32 else own.float()
         self.exp_avg, self.exp_avg_sq = (torch.zeros_like(self.reduced) for _ in range(2))
 
     def zero_grad(self) -> None:
-        self.gradient.zero_()
+        """Begin a step: what was added so far counts no more, and is written over by what comes next."""
+        self._without = dict.fromkeys(self.members)
 
     def add(self, member: Member, gradient: Tensor) -> None:
         """Add one micro-batch's gradient of a parameter, whatever its dtype."""
-        member.view(self.gradient).add_(gradient.view(member.parameter.shape))
+        total, gradient = member.view(self.gradient), gradient.view(member.parameter.shape)
+        if member in self._without:
+            del self._without[member]
+            total.copy_(gradient)
+        else:
+            total.add_(gradient)
+
+    def complete(self) -> None:
+        """Nothing more is added in this step: parameters on which nothing depends have a gradient of zero."""
+        for member in self._without:
+            member.view(self.gradient).zero_()
+        self._without.clear()
 
     def on_gradient(self, arrived: Callable[[Bucket], None] | None) -> None:
         """Take each gradient when autograd has it, and call ``arrived`` after it if that is given.
@@ -101,15 +112,14 @@ class Bucket:
         Autograd calls the hook of a parameter whose gradient is delivered, too, though it has none for it.
         """
         for member in self.members:
-            if not member.sharing.delivered and (arrived is not None or member.parameter.dtype != torch.float32):
+            if not member.sharing.delivered:
                 member.parameter.register_post_accumulate_grad_hook(self._hook(member, arrived))
 
     def _hook(self, member: Member, arrived: Callable[[Bucket], None] | None) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
-            if parameter.dtype != torch.float32:  # float32 gradients are added up where they belong by autograd
-                assert parameter.grad is not None
-                self.add(member, parameter.grad)
-                parameter.grad = None
+            assert parameter.grad is not None
+            self.add(member, parameter.grad)
+            parameter.grad = None
             if arrived is not None:
                 arrived(self)
 

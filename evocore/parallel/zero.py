@@ -110,6 +110,8 @@ class Zero:
     def finish_gradients(self) -> None:
         """Reduce what is not reduced yet, and wait until ``Bucket.reduced`` is valid everywhere."""
         if self._alone:
+            for bucket in self.buckets:
+                bucket.complete()
             return
         while self._next < len(self.buckets):
             self._start_reduction(self.buckets[self._next])
@@ -131,6 +133,7 @@ class Zero:
     def _start_reduction(self, bucket: Bucket) -> None:
         self._next += 1
         self._continue_reductions()
+        bucket.complete()
         gradient = bucket.gradient
         if self._options.communicate not in (None, torch.float32):
             gradient = gradient.to(self._options.communicate)
