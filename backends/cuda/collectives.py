@@ -6,6 +6,8 @@ the whole would be written while other ranks still read it.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -15,6 +17,8 @@ from evocore.ops.collectives import FINISHED, Collectives, Handle, check_reduce_
 
 class CUDACollectives(Collectives):
     """NCCL."""
+
+    gathers_in_place: ClassVar[bool] = True
 
     def reduce_scatter(
         self,

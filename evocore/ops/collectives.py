@@ -15,7 +15,7 @@ Sizes: W is the number of ranks in the group.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.distributed as dist
@@ -49,10 +49,16 @@ REDUCED = frozenset(
 class Collectives:
     """Collectives through ``torch.distributed``.
 
+    Attributes:
+        gathers_in_place: whether the library itself can gather into a tensor of which what is sent is the right part;
+            where not, that part is copied first.
+
     Raises:
         ValueError: by every method, before anything is sent, for sizes that do not fit together, an unknown ``op`` or
             an output with gaps.
     """
+
+    gathers_in_place: ClassVar[bool] = False
 
     def dtypes(self) -> frozenset[torch.dtype]:
         """What it can reduce: asked before a run starts, so that no rank waits for one that was refused."""
@@ -71,14 +77,20 @@ class Collectives:
     def all_gather(
         self, output: Tensor, shard: Tensor, group: dist.ProcessGroup | None = None, *, asynchronous: bool = False
     ) -> Handle:
-        """Concatenate the equal shards of all ranks along dimension 0 into ``output``, W times as long."""
+        """Concatenate the equal shards of all ranks along dimension 0 into ``output``, W times as long.
+
+        ``shard`` may be this rank's part of ``output``.
+        """
         _check_writable("all_gather", output)
         _check_parts("all_gather", whole=output, part=shard, ranks=group_size(group))
         if output.numel() == 0:
             return FINISHED
         if is_alone(group):
             return _copy(output, shard)
-        return _all_gather_single(output, shard.contiguous(), group=group, async_op=asynchronous) or FINISHED
+        shard = shard.contiguous()
+        if not self.gathers_in_place and _share_memory(output, shard):
+            shard = shard.clone()
+        return _all_gather_single(output, shard, group=group, async_op=asynchronous) or FINISHED
 
     def reduce_scatter(
         self,
@@ -227,6 +239,10 @@ def _check_splits(splits: list[int] | None, rows: Tensor, ranks: int) -> None:
         raise ValueError(f"all_to_all over {ranks} ranks cannot split {length} rows evenly: name the splits")
     if splits is not None and (len(splits) != ranks or sum(splits) != length or min(splits) < 0):
         raise ValueError(f"all_to_all over {ranks} ranks needs {ranks} splits that add up to {length}: {splits}")
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def _copy(output: Tensor, tensor: Tensor) -> Finished:

@@ -81,7 +81,7 @@ class Zero:
         self._next = 0  # the bucket whose reduction starts next: the order is the same on all ranks
         self._scattering: list[tuple[Bucket, Tensor, Handle]] = []
         self._reducing: list[tuple[Bucket, Tensor, Handle]] = []
-        self._gathering: dict[Bucket, tuple[Tensor, Handle]] = {}
+        self._gathering: dict[Bucket, Handle] = {}
         for bucket in self.buckets:
             bucket.on_gradient(self._arrived if options.overlap_gradients and not self._alone else None)
         if options.overlap_parameters and not self._alone:
@@ -132,7 +132,7 @@ class Zero:
 
     def _start_reduction(self, bucket: Bucket) -> None:
         self._next += 1
-        self._continue_reductions()
+        self._continue_reductions(leave=1)
         bucket.complete()
         gradient = bucket.gradient
         if self._options.communicate not in (None, torch.float32):
@@ -144,12 +144,12 @@ class Zero:
         handle = bucket.zero.reduce_scatter(part, gradient, asynchronous=True)
         self._scattering.append((bucket, part, handle))
 
-    def _continue_reductions(self) -> None:
-        """Let the replicas add up what their shard groups have reduced."""
-        for bucket, part, handle in self._scattering:
+    def _continue_reductions(self, leave: int = 0) -> None:
+        """Let the replicas add up what their shard groups have reduced, but for what was sent last."""
+        while len(self._scattering) > leave:
+            bucket, part, handle = self._scattering.pop(0)
             handle.wait()
             self._reducing.append((bucket, part, bucket.replicas.all_reduce(part, asynchronous=True)))
-        self._scattering.clear()
 
     # --- parameters -------------------------------------------------------------------------------------------------
 
@@ -157,9 +157,10 @@ class Zero:
         """Bring the parameters on all ranks in line with the master weights."""
         for bucket in reversed(self.buckets):  # in the order of forward
             if bucket.zero.size > 1:
-                part = bucket.master.to(bucket.values.dtype, copy=True)
-                handle = bucket.zero.all_gather(bucket.values, part, asynchronous=True)
-                self._gathering[bucket] = part, handle
+                part = bucket.values[bucket.own]
+                if part.dtype != torch.float32:  # otherwise it is the master itself
+                    part.copy_(bucket.master)
+                self._gathering[bucket] = bucket.zero.all_gather(bucket.values, part, asynchronous=True)
             elif bucket.values.dtype != torch.float32:
                 bucket.values.copy_(bucket.master)
         if not self._options.overlap_parameters:
@@ -176,7 +177,7 @@ class Zero:
 
     def _wait(self, bucket: Bucket) -> None:
         if bucket in self._gathering:
-            self._gathering.pop(bucket)[1].wait()
+            self._gathering.pop(bucket).wait()
 
     def _wait_in_forward(self, model: nn.Module) -> None:
         """Each block waits for its own parameters; what is used before or after the blocks by the first or last."""

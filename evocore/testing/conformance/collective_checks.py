@@ -43,7 +43,7 @@ def check_all_reduce(r: Ranks) -> None:
 
 
 def check_all_gather(r: Ranks) -> None:
-    """Shards with and without gaps, in the order of ranks."""
+    """Shards with and without gaps, and ones that lie where they belong, in the order of ranks."""
     for dtype in r.dtypes():
         for name, put in (("", r.put), (" from a shard with gaps", r.put_with_gaps)):
             with doing(f"all_gather{name}", dtype):
@@ -52,6 +52,12 @@ def check_all_gather(r: Ranks) -> None:
                 expect(
                     output, everybodys(range(r.world), 2).flatten(0, 1), "put the shard of rank i at place i of dim 0"
                 )
+        with doing("all_gather in place", dtype):
+            output = r.empty(2 * r.world, dtype)
+            shard = output[2 * r.rank : 2 * r.rank + 2]
+            shard.copy_(r.put(numbers(r.rank, 2), dtype))
+            r.collectives.all_gather(output, shard)
+            expect(output, everybodys(range(r.world), 2).flatten(0, 1), "gather around a shard in its place")
 
 
 def check_reduce_scatter(r: Ranks) -> None:

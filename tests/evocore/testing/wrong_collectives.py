@@ -121,6 +121,7 @@ class EachItsOwnSum(CPUCollectives):
 
 class HandleReturnsAtOnce(CPUCollectives):
     def __init__(self):
+        super().__init__()
         self.under_way = []
 
     def all_gather(self, output, shard, group=None, *, asynchronous=False):
