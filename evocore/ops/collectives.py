@@ -15,7 +15,7 @@ Sizes: W is the number of ranks in the group.
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -40,6 +40,21 @@ class Finished:
 FINISHED = Finished()
 
 
+class _CopyWhenArrived:
+    """Waits for a result and puts it where it belongs."""
+
+    def __init__(self, work: Handle, result: Tensor, target: Tensor) -> None:
+        self._work, self._target = work, target
+        self._result: Tensor | None = result
+
+    def wait(self) -> None:
+        if self._result is None:
+            return
+        self._work.wait()
+        self._target.copy_(self._result)
+        self._result = None
+
+
 REDUCED = frozenset(
     {torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32, torch.int8, torch.uint8}
 )
@@ -49,20 +64,21 @@ REDUCED = frozenset(
 class Collectives:
     """Collectives through ``torch.distributed``.
 
-    Attributes:
-        gathers_in_place: whether the library itself can gather into a tensor of which what is sent is the right part;
-            where not, that part is copied first.
-
     Raises:
         ValueError: by every method, before anything is sent, for sizes that do not fit together, an unknown ``op`` or
             an output with gaps.
     """
 
-    gathers_in_place: ClassVar[bool] = False
-
     def dtypes(self) -> frozenset[torch.dtype]:
         """What it can reduce: asked before a run starts, so that no rank waits for one that was refused."""
         return REDUCED
+
+    def works_in_place(self, part: Tensor, whole: Tensor, rank: int) -> bool:
+        """Whether the library itself can gather ``part`` into ``whole``, or scatter into it, where they overlap.
+
+        Where it cannot, a copy of the part is made. Both are without gaps; ``rank`` is this one's place in the group.
+        """
+        return False
 
     def all_reduce(
         self, tensor: Tensor, group: dist.ProcessGroup | None = None, *, op: str = "sum", asynchronous: bool = False
@@ -81,14 +97,13 @@ class Collectives:
 
         ``shard`` may be this rank's part of ``output``.
         """
-        _check_writable("all_gather", output)
-        _check_parts("all_gather", whole=output, part=shard, ranks=group_size(group))
+        check_all_gather(output, shard, group)
         if output.numel() == 0:
             return FINISHED
         if is_alone(group):
             return _copy(output, shard)
         shard = shard.contiguous()
-        if not self.gathers_in_place and _share_memory(output, shard):
+        if _overlap(shard, output) and not self.works_in_place(shard, output, dist.get_rank(group)):
             shard = shard.clone()
         return _all_gather_single(output, shard, group=group, async_op=asynchronous) or FINISHED
 
@@ -111,8 +126,17 @@ class Collectives:
             return FINISHED
         if is_alone(group):
             return _copy(shard, tensor)
-        work = _reduce_scatter_single(shard, tensor.contiguous(), op=reduction, group=group, async_op=asynchronous)
-        return work or FINISHED
+        tensor, target = tensor.contiguous(), shard
+        if _overlap(shard, tensor) and not self.works_in_place(shard, tensor, dist.get_rank(group)):
+            target = torch.empty_like(shard)
+        work = _reduce_scatter_single(target, tensor, op=reduction, group=group, async_op=asynchronous) or FINISHED
+        if target is shard:
+            return work
+        handle = _CopyWhenArrived(work, target, shard.detach())
+        if asynchronous:
+            return handle
+        handle.wait()
+        return FINISHED
 
     def all_to_all(
         self,
@@ -190,6 +214,12 @@ def group_size(group: dist.ProcessGroup | None) -> int:
     return 1 if is_alone(group) else dist.get_world_size(group)
 
 
+def check_all_gather(output: Tensor, shard: Tensor, group: dist.ProcessGroup | None) -> None:
+    """Refuse what ``Collectives.all_gather`` refuses."""
+    _check_writable("all_gather", output)
+    _check_parts("all_gather", whole=output, part=shard, ranks=group_size(group))
+
+
 def check_reduce_scatter(
     shard: Tensor, tensor: Tensor, group: dist.ProcessGroup | None, op: str
 ) -> dist.ReduceOp.RedOpType:
@@ -241,8 +271,12 @@ def _check_splits(splits: list[int] | None, rows: Tensor, ranks: int) -> None:
         raise ValueError(f"all_to_all over {ranks} ranks needs {ranks} splits that add up to {length}: {splits}")
 
 
-def _share_memory(one: Tensor, other: Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+def _overlap(part: Tensor, whole: Tensor) -> bool:
+    """Whether two tensors without gaps have elements in common."""
+    if part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
+        return False
+    start = part.storage_offset() - whole.storage_offset()
+    return -part.numel() < start < whole.numel()
 
 
 def _copy(output: Tensor, tensor: Tensor) -> Finished:

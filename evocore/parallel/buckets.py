@@ -52,7 +52,7 @@ class Bucket:
     Attributes:
         values: ``[n]`` in the parameters' dtype; the parameters are views of it.
         gradient: ``[n]`` float32 sum over micro-batches, valid after ``complete``.
-        reduced: ``[n / Z]`` float32 sum over ranks as well, valid after the reduction; ``gradient`` itself if Z is 1.
+        reduced: the owned part of ``gradient``: ``[n / Z]``, the sum over ranks as well after the reduction.
         master, exp_avg, exp_avg_sq: ``[n / Z]`` float32; ``master`` is a view of ``values`` if these are float32.
         copies: ranks that own the same part: of the pipeline stage, and of both that hold a tied weight.
         tied: as ``Sharing.tied``.
@@ -83,7 +83,7 @@ class Bucket:
             member.parameter.data = member.view(self.values)
         self._without = dict.fromkeys(self.members)  # a gradient in this step so far
         own = self.values[self.own]
-        self.reduced = self.gradient if zero.size == 1 else torch.zeros_like(self.gradient[self.own])
+        self.reduced = self.gradient[self.own]
         self.master = own if own.dtype == torch.float32 else own.float()
         self.exp_avg, self.exp_avg_sq = (torch.zeros_like(self.reduced) for _ in range(2))
 

@@ -24,7 +24,7 @@ from evocore.parallel.buckets import Bucket
 from evocore.parallel.groups import Group
 from evocore.parallel.sharding import Sharing
 
-PIECES = 8
+PIECES = 16
 """Reductions that overlap with backward: so many buckets at least, unless they get smaller than ``SMALLEST``."""
 SMALLEST = 2**20
 """Elements of a bucket below which latency, not bandwidth, is what a collective costs."""
