@@ -134,7 +134,8 @@ def ours(
         mean: Tensor = total / count
         return mean
 
-    held = sum(one.bytes for one in memory(model, layout, optimizer.buckets, weight=weight) if not one.bound)
+    holdings = memory(model, layout, plan.sharings, optimizer.buckets, weight=weight)
+    held = sum(one.bytes for one in holdings if not one.bound)
     return Training(train, optimizer.wait, held, plan.parameters)
 
 

@@ -12,6 +12,7 @@ from evocore.cli.topology_schedule import show_schedule
 
 if TYPE_CHECKING:
     from evocore.config import Config
+    from evocore.parallel.layout import Layout
     from evocore.parallel.sizes import Sizes
 
 SHOWN = 4
@@ -45,7 +46,8 @@ def topology(
     """Show how a config divides ranks into groups, and of one rank the groups, the traffic or the memory.
 
     Traffic and memory are computed without a device, for any number of ranks. Traffic is that of training steps, not
-    of validation and checkpoints; each dataset type adds 12 bytes to the sums of the metrics.
+    of validation and checkpoints; each dataset type adds 12 bytes to the sums of the metrics. Messages of a pipeline
+    go from one rank of a group to another. Rows of experts are counted as if all experts got the same.
     """
     from evocore.cli.output import print_json
     from evocore.config import load_config
@@ -115,12 +117,23 @@ def _counted(
     require_runnable(config, world_size=world_size, families=families)
     layout = Layout.of(config, world_size, rank)
     paper = RankOnPaper(config, make_plan(config, registry, layout=layout, backend=backend))
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"pipeline": _pipeline(layout)} if layout.chunks else {}
     if with_traffic:
         found["traffic"] = [asdict(exchange) for exchange in paper.traffic()]
     if with_memory:
         found["memory"] = [asdict(holding) for holding in paper.memory()]
     return found
+
+
+def _pipeline(layout: Layout) -> dict[str, Any]:
+    """What the rank's stage has: first and last layer of each of its chunks."""
+    schedule, stage = layout.schedule, layout.part("pipeline").index
+    held = [layout.chunks[chunk] for chunk in schedule.chunks_of(stage)]
+    return {
+        "schedule": schedule.name,
+        "stage": stage,
+        "layers": [[chunk.start, chunk.stop - 1] for chunk in held],
+    }
 
 
 def _sizes(sizes: Sizes) -> dict[str, Any]:
@@ -149,6 +162,10 @@ def _show(facts: dict[str, Any]) -> None:
     if of["expert"] > 1:
         shared = "expert_weight" if isp else "expert_tensor"
         print(_product("experts", of, ("pipeline", "expert_zero_replica", "expert_zero", "expert", shared)))
+    if "pipeline" in facts:
+        held = facts["pipeline"]
+        layers = " and ".join(f"{first}-{last}" for first, last in held["layers"])
+        print(f"stage    {held['stage']} of {of['pipeline']} ({held['schedule']}): layers {layers}")
     tables = [show for kind, show in (("traffic", _show_traffic), ("memory", _show_memory)) if kind in facts]
     for show in tables or [_show_groups]:
         print()
@@ -185,6 +202,8 @@ def _show_traffic(facts: dict[str, Any]) -> None:
         for row in facts["traffic"]
     ]
     print_table(columns, rows)
+    if any(row["group"] == "expert" for row in facts["traffic"]):
+        print("\nrows of experts: as if all experts got the same; routers decide how many it really are")
 
 
 def _show_memory(facts: dict[str, Any]) -> None:

@@ -165,7 +165,6 @@ def test_memory_of_seven_billion_parameters_on_a_thousand_ranks(capsys):
     assert found == {
         "parameters": shards,
         "gradients": 2 * shards,
-        "reduced gradients": owned,
         "master weights": owned,
         "first moments": owned,
         "second moments": owned,
@@ -177,6 +176,39 @@ def test_memory_of_seven_billion_parameters_on_a_thousand_ranks(capsys):
     }  # fmt: skip
 
 
+# 32 blocks of width 4096 with 8 experts of width 14336, 2 for each token, and 32000 words; 2 packs of TOKENS at once
+HIDDEN, EXPERT = 2 * TOKENS * 4096 * 2, 3 * 14336 * 4096
+
+
+def test_a_mixture_in_a_pipeline_of_two_hundred_ranks(capsys):
+    sized = [*sets(pipeline__size=4), "--set", "model.num_chunks=2"]
+    asked = ("--config", MOE, "--world-size", "256", "--rank", "200", "--traffic", "--memory", *sized)
+    facts = counted(capsys, *asked)
+
+    found = {(row["purpose"], row["op"]): (row["group"], row["calls"], row["bytes"]) for row in facts["traffic"]}
+    passes = MICRO_BATCHES * 8  # 8 of the 32 layers are here, in two chunks
+    assert facts["pipeline"] == {"schedule": "interleaved", "stage": 3, "layers": [[12, 15], [28, 31]]}
+    for purpose in ("rows to their experts", "gradients of the rows of experts"):
+        assert found[purpose, "all_to_all"] == ("expert", passes, passes * 2 * HIDDEN)
+    for purpose, op, group, chunks in (  # the second chunk is the last: forward it yields the loss
+        ("activations to the next chunk", "recv", "pipeline", 2),
+        ("activations to the next chunk", "send", "pipeline_down", 1),
+        ("gradients to the chunk before", "send", "pipeline_down", 2),
+        ("gradients to the chunk before", "recv", "pipeline", 1),
+    ):
+        assert found[purpose, op] == (group, 4 * chunks, 4 * chunks * HIDDEN)
+    (parameters,) = (row["bytes"] for row in facts["memory"] if row["what"] == "parameters")
+    attention, norms = (WQKV + WO) // 2, 2 * 4096
+    router = 8 * 4096 * 2  # in float32
+    assert parameters == 2 * (8 * (EXPERT + attention + norms + router) + 4096 + 32000 * 4096)
+
+    out = answer(capsys, *asked)
+    assert "stage    3 of 4 (interleaved): layers 12-15 and 28-31\n" in out
+    assert "rows of experts: as if all experts got the same" in out
+    lines = [line.split() for line in out.splitlines()]
+    assert "activations to the next chunk send pipeline_down 4 4 268,435,456 67,108,864".split() in lines
+
+
 def test_both_as_tables(capsys):
     sized = sets(tensor__size=2, zero1__size=2)
     out = answer(capsys, "--config", CONFIG, "--world-size", "8", "--traffic", "--memory", *sized)
@@ -186,7 +218,7 @@ def test_both_as_tables(capsys):
         line.split() for line in traffic.split("\n")
     ]
     sizes = [int(line.split("  ")[1].replace(",", "")) for line in re.sub(" {3,}", "  ", holdings).splitlines()[1:]]
-    assert len(sizes) == 7 and sum(sizes[:-1]) == sizes[-1] > 0
+    assert len(sizes) == 6 and sum(sizes[:-1]) == sizes[-1] > 0
     assert "what they share" not in out
 
 

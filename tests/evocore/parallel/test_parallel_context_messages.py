@@ -92,9 +92,10 @@ def grid(head, context, window, weight=1):
     "case",
     [
         Run(4, grid(2, 2, 1, weight=2), dict(model=dict(checkpoint=1.0)) | LLAMA),
+        Run(4, grid(2, 2, 1), dict(model=dict(checkpoint=1.0), selective_checkpoint=True) | LLAMA),
         Run(4, grid(1, 4, 2), dict(data=dict(micro_num=2))),
     ],
-    ids=["head2 context2 recompute", "context4 window2 micro2"],
+    ids=["head2 context2 recompute", "head2 context2 recompute but attention", "context4 window2 micro2"],
 )
 def test_a_step_exchanges_what_is_counted_before_it(case, ranks, tmp_path):
     """All other exchanges by their ranks, messages by their number and bytes."""

@@ -1,16 +1,27 @@
 """Every byte that ranks hold between steps is in the formula, and what they gather for moments reaches its bound."""
 
+from functools import partial
+
 import parallel_isp_model
 import pytest
 from parallel_counted_runs import BY_BLOCK, BY_CALL, CASES, FUSED, Case, on_paper, seen, tensor
+from parallel_experts import EXPERTS, HIDDEN, WIDTH, built, inputs
 from parallel_isp_model import Pretended, Rank, step
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.checkpoint import checkpoint
 
 from evocore.config.schema_parallel import Weight
+from evocore.nn.experts import ExpertLinear
+from evocore.parallel.expert_weights import ExpertWeights
+from evocore.parallel.groups import Group
 from evocore.parallel.isp.gathering import Gathering
 from evocore.parallel.layout import Layout
 from evocore.parallel.memory import memory
+from evocore.parallel.memory.moments import experts_for_moments
+from evocore.parallel.placement import Placement
+from evocore.parallel.sharding import Part, Sharing
 from evocore.parallel.topology import Sizes, Topology
+from evocore.parallel.traffic.uses import Uses
 
 
 def held(case, rank=0):
@@ -50,7 +61,6 @@ def test_buckets_are_padded_for_each_parameter_and_for_all_of_them(zero, dtype, 
     for found in of_ranks:
         sizes = {what: one.bytes for what, one in found.items()}
         expected = {"parameters": itemsize * elements, "gradients": 4 * elements}
-        expected |= {"reduced gradients": 4 * elements // zero} if zero > 1 else {}
         expected |= {"master weights": 4 * elements // zero} if itemsize == 2 else {}
         expected |= {f"{which} moments": 4 * elements // zero for which in ("first", "second")}
         assert sizes == expected
@@ -148,7 +158,8 @@ def test_what_is_there_for_moments_reaches_its_bound(settings, fused, recomputed
 
 def for_moments(rank, settings, **options):
     layout = Layout(Topology(Sizes(world=2, mode="isp", weight=2)))
-    found = memory(rank.model, layout, [], weight=Weight(size=2, **settings), **options)
+    sharings = {name: Sharing(Placement.whole(x.shape), "weight_data") for name, x in rank.model.named_parameters()}
+    found = memory(rank.model, layout, sharings, [], weight=Weight(size=2, **settings), **options)
     assert all(one.bound for one in found)
     return {one.what: one.bytes for one in found}
 
@@ -166,3 +177,60 @@ def test_kept_buffers_reach_their_bound(settings, fused, recomputed):
     gathered = for_moments(rank, settings, keeps_buffers=True)["gathered weights"]
     assert gathered == max(rank.pretended.gathered_bytes)
     assert 0 < sum(rank.pretended.gathered().values()) < gathered, "the head's weight is not kept"
+
+
+W13 = EXPERTS * 2 * WIDTH * HIDDEN * 4
+"""Bytes of the larger weight of a layer of experts."""
+
+
+class WeighingExperts(Pretended):
+    """Also knows the bytes of experts' weights that are whole, and of whole gradients, when they are sent."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers, self.gathered_most, self.unreduced_most, self._sizes = [], 0, 0, []
+
+    def all_gather(self, output, shard, group=None, **options):
+        held = [layer.buffer for layer in self.layers if layer.buffer is not None]
+        self.gathered_most = max(self.gathered_most, sum(buffer.untyped_storage().nbytes() for buffer in held))
+        return super().all_gather(output, shard, group, **options)
+
+    def reduce_scatter(self, shard, tensor, group=None, **options):
+        handle = super().reduce_scatter(shard, tensor, group, **options)
+        self._sizes.append(tensor.untyped_storage().nbytes())
+        alive = [size for size, storage in zip(self._sizes, self._unreduced, strict=True) if not storage.expired()]
+        self.unreduced_most = max(self.unreduced_most, sum(alive))
+        return handle
+
+
+@pytest.mark.parametrize("recomputed", [0, 2, 3])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, dict(overlap=True), dict(overlap=True, early_reduce_scatter_release=False)],
+    ids=["", "overlap", "released late"],
+)
+def test_experts_that_are_there_for_moments_reach_their_bound(settings, recomputed):
+    model, sharings = built(lambda name: Part(0, 2 if name == "expert_weight" else 1), layers=3)
+    weighing, weight = WeighingExperts(), Weight(size=2, **settings)
+    weights = ExpertWeights(model, Group("expert_weight", (0, 1), 0, None, weighing), weight)
+    weights.deliver = lambda parameter, gradient: None
+    weighing.layers = [layer for layer in model.modules() if isinstance(layer, ExpertLinear)]
+    x_TD, experts_TK, weights_TK, into_TD = inputs(4, [[0, 1], [2, 3], [4, 5], [6, 7]])
+    x_TD.requires_grad_()
+    for number, layer in enumerate(model.layers):
+        run = partial(checkpoint, layer, use_reentrant=False) if number < recomputed else layer
+        x_TD = run(x_TD, experts_TK, weights_TK)
+    x_TD.backward(into_TD)
+    weights.finish()
+
+    uses = Uses((), list(model.layers), frozenset(range(recomputed)))
+    found = experts_for_moments(uses, weight, 2, (0,))
+    assert found["gathered weights of experts"] == weighing.gathered_most
+    assert found["gradients of gathered weights of experts"] == weighing.unreduced_most + W13
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "fsdp" in name])
+def test_fully_sharded_matrices_that_are_whole_for_moments_reach_their_bound(name, ranks, tmp_path):
+    for rank, one in enumerate(seen(name, ranks, tmp_path)):
+        bound = held(CASES[name], rank)["gathered matrices"].bytes
+        assert one.moments == bound or ("pp" in name and 0 < one.moments < bound)

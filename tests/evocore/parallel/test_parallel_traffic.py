@@ -2,9 +2,27 @@
 
 import pytest
 import torch
-from parallel_counted_runs import CASES, END_OF_STEP, SMALL_BUCKETS, STEPS, Case, on_paper, seen, tensor
+from parallel_counted_runs import (
+    CASES,
+    DIRECTIONS,
+    END_OF_STEP,
+    FSDP,
+    LLAMA,
+    SMALL_BUCKETS,
+    STEPS,
+    Case,
+    deep,
+    experts,
+    mixture,
+    on_paper,
+    pipeline,
+    routed,
+    seen,
+    sharded,
+    tensor,
+)
 
-from evocore.errors import UserError
+from evocore.parallel.traffic import Routed
 from evocore.training.metrics import TokenMeter
 
 
@@ -14,12 +32,13 @@ def steps_of(ranks, tmp_path):
     return lambda name, rank=0: seen(name, ranks, tmp_path)[rank].steps
 
 
-def counted(case, rank):
-    """The formula's calls and bytes by op and ranks."""
+def counted(case, rank, rows):
+    """The formula's calls and bytes by op and ranks, or direction; ``rows`` are those of experts."""
     paper, layout = on_paper(case, rank)
     found = {}
-    for exchange in paper.traffic():
-        key = exchange.op, layout.topology.group_of(exchange.group, rank)
+    for exchange in paper.traffic(routed=rows):
+        group = exchange.group
+        key = exchange.op, group if group in DIRECTIONS.values() else layout.topology.group_of(group, rank)
         calls, size = found.get(key, (0, 0))
         found[key] = calls + exchange.calls, size + exchange.bytes
     return found
@@ -27,10 +46,10 @@ def counted(case, rank):
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_ranks_exchange_in_a_step_is_what_the_formula_says(name, ranks, tmp_path):
-    for rank, one in enumerate(seen(name, ranks, tmp_path)):
-        expected = counted(CASES[name], rank)
+    case, of_ranks = CASES[name], seen(name, ranks, tmp_path)
+    for rank, one in enumerate(of_ranks):
         for step in range(1, STEPS):
-            assert one.totals(step) == expected
+            assert one.totals(step) == counted(case, rank, routed(case, of_ranks, rank, step) or None)
 
 
 def test_one_rank_exchanges_nothing():
@@ -100,17 +119,75 @@ def test_metrics_are_summed_for_each_dataset_type(names):
     assert found["world", "all_reduce", "sums of the metrics"] == (1, meter.sums.nbytes)
 
 
+ACTIVATION = T * D * FLOAT32
+
+
 @pytest.mark.parametrize(
-    ("key", "parallel"),
+    ("schedule", "rank", "messages"),
     [
-        ("parallel.fsdp.enable=True", dict(fsdp=dict(enable=True))),
-        ("parallel.zero1.fsdp=True", dict(zero1=dict(size=-1, fsdp=True))),
-        ("parallel.pipeline.size=2", dict(pipeline=dict(size=2))),
+        ("1F1B", 1, {"send pipeline": 1, "send pipeline_down": 1, "recv pipeline": 1, "recv pipeline_down": 1}),
+        ("ZBH1", 3, {"recv pipeline": 1, "send pipeline_down": 1}),
+        ("ZBV", 0, {"send pipeline": 2, "recv pipeline_down": 2}),
+        ("ZBV", 3, {"recv pipeline": 2, "send pipeline_down": 2}),  # the turn of the V is on this rank
     ],
 )
-def test_what_is_not_counted_is_refused(key, parallel):
-    with pytest.raises(UserError, match=f"{key}: traffic and memory of .* are not counted yet"):
-        on_paper(Case(2, parallel), 0)
+def test_a_stage_exchanges_one_tensor_for_each_chunk_beside_one_of_its_own(schedule, rank, messages):
+    found = rows(Case(4, pipeline(4, schedule), deep(8, 3)), rank)
+    of_pipeline = {}
+    for (group, op, _), (calls, size) in found.items():
+        if group in DIRECTIONS.values():
+            before = of_pipeline.get(f"{op} {group}", (0, 0))
+            of_pipeline[f"{op} {group}"] = before[0] + calls, before[1] + size
+
+    assert of_pipeline == {key: (3 * count, 3 * count * ACTIVATION) for key, count in messages.items()}
+
+
+def test_messages_are_what_a_rank_has_between_layers():
+    key = "pipeline", "send", "activations to the next chunk"
+    plain = rows(Case(2, pipeline(2, "1F1B")))[key]
+    wide = dict(model=dict(dtype="torch.bfloat16", residual_in_fp32=True))
+
+    assert plain == (1, ACTIVATION)
+    assert rows(Case(2, pipeline(2, "1F1B"), wide))[key] == (2, ACTIVATION + ACTIVATION // 2)
+    for parallel in (tensor(2, "msp"), tensor(2, "fsp"), sharded(2, 1)):
+        assert rows(Case(4, pipeline(2, "1F1B") | parallel))[key] == (1, ACTIVATION // 2)
+    assert rows(Case(4, pipeline(2, "1F1B") | tensor(2, "mtp")))[key] == plain
+
+
+def test_experts_get_as_many_rows_as_they_take_and_backward_moves_as_many():
+    layers, chosen = 2, 2 * ACTIVATION
+
+    def moved(**capacity):
+        found = rows(Case(2, mixture(2), experts("GShard", **capacity)))
+        return {purpose: counts for (group, _, purpose), counts in found.items() if group == "expert"}
+
+    assert moved(capacity_factor=4.0) == {
+        "how many rows go to each expert": (layers, layers * 4 * 8),
+        "rows to their experts": (layers, layers * chosen),
+        "results of experts to their tokens": (layers, layers * chosen),
+        "gradients of the results of experts": (layers, layers * chosen),
+        "gradients of the rows of experts": (layers, layers * chosen),
+    }
+    assert moved(capacity_factor=0.5, min_capacity=1)["rows to their experts"] == (layers, layers * chosen // 2)
+
+
+def test_rows_that_were_counted_take_the_place_of_an_even_spread():
+    found = rows(Case(2, mixture(2), experts()), routed={0: Routed(5, 7), 1: Routed(0, 0)})
+
+    assert found["expert", "all_to_all", "rows to their experts"] == (2, 5 * D * FLOAT32)
+    assert found["expert", "all_to_all", "results of experts to their tokens"] == (2, 7 * D * FLOAT32)
+
+
+def test_what_stays_gathered_is_gathered_when_it_is_gone():
+    """The stage before the last begins with two forwards, for which the end of its chunk is gathered once."""
+    forward, backward = (("zero", "all_gather", f"matrices for {when}") for when in ("forward", "backward"))
+    model = LLAMA | deep(4, 4)
+    first, last = (rows(Case(4, pipeline(2, "1F1B") | FSDP, model), rank) for rank in (0, 2))
+    micro, blocks = 4, 2
+
+    assert last[forward][0] == micro * (blocks + 1) and last[backward][0] == micro * blocks
+    assert first[forward][0] == micro * (blocks + 1) - 1
+    assert first[backward][0] == micro * (blocks - 1) + 1
 
 
 # --- order of events ------------------------------------------------------------------------------------------------
