@@ -1,9 +1,10 @@
 """Exact floating-point operations of a step, and what share of the device's peak they used.
 
 A weight of a matrix product costs 2 operations per token in forward and 4 in backward. Attention costs, for each
-query and each key that it may see, 2 H for the score and 2 H for the mix per head in forward and twice that in
-backward (Korthikanti et al., 2022, appendix A, but counting only the visible half of a causal mask and each document
-by itself). MFU counts the operations that the model needs, HFU also those that recomputation repeats.
+query and each key that it may see, 2 H for the score and 2 V for the mix per head in forward, H and V being the sizes
+of a key and a value, and twice that in backward (Korthikanti et al., 2022, appendix A, but counting only the visible
+half of a causal mask and each document by itself). MFU counts the operations that the model needs, HFU also those
+that recomputation repeats.
 """
 
 from __future__ import annotations
@@ -37,13 +38,17 @@ def visible_pairs(length: int, shape: AttentionShape) -> int:
 
 
 class FlopsCounter:
-    """Counts training steps of one model; the model's figures are read once."""
+    """Counts training steps of one model; the model's figures are read once.
 
-    def __init__(self, model: LanguageModel) -> None:
+    Args:
+        keeps_attention: recomputed layers do not repeat attention.
+    """
+
+    def __init__(self, model: LanguageModel, *, keeps_attention: bool = False) -> None:
         self._weights = model.matmul_parameters()
         self._repeated_weights = model.recomputed_matmul_parameters()
         self._shapes = model.attention_shapes()
-        self._repeated_shapes = self._shapes[: model.recomputed_attention_layers()]
+        self._repeated_shapes = [] if keeps_attention else self._shapes[: model.recomputed_attention_layers()]
 
     def training(self, lengths: Sequence[int], share: float = 1.0) -> Flops:
         """Forward and backward of one micro-batch with documents of these lengths, or this rank's share of it."""
@@ -58,5 +63,6 @@ def _attention(shapes: Sequence[AttentionShape], lengths: Sequence[int]) -> floa
     for shape in shapes:
         if shape not in pairs:
             pairs[shape] = sum(visible_pairs(length, shape) for length in lengths)
-        total += 4.0 * shape.heads * shape.head_dim * pairs[shape]
+        values = shape.head_dim if shape.value_dim is None else shape.value_dim
+        total += 2.0 * shape.heads * (shape.head_dim + values) * pairs[shape]
     return total

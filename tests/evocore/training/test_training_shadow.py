@@ -58,15 +58,15 @@ def test_sound_kernels_are_within_the_limit_and_losses_are_the_same_to_the_bit(c
 
 
 def test_recomputed_layers_are_recorded_once_and_alike(corpus):
+    cases = dict(kept={}, half=dict(model=dict(checkpoint=0.5)), again=dict(model=dict(checkpoint=1.0)))
+    cases["but for attention"] = cases["again"] | dict(selective_checkpoint=True)
     folders = [
-        run(values(corpus, JOB_NAME=name, model=dict(checkpoint=share), kernels_check=dict(every=4)))[1]
-        for name, share in (("kept", 0.0), ("half", 0.5), ("again", 1.0))
+        run(values(corpus, JOB_NAME=name, kernels_check=dict(every=4), **blocks))[1] for name, blocks in cases.items()
     ]
 
-    kept, half, again = (lines(folder, "fingerprints.jsonl") for folder in folders)
-    assert kept == half == again
-    kept, half, again = (lines(folder, "kernels_check.jsonl") for folder in folders)
-    assert kept == half == again
+    for file in ("fingerprints.jsonl", "kernels_check.jsonl"):
+        kept, *others = (lines(folder, file) for folder in folders)
+        assert all(other == kept for other in others)
 
 
 @pytest.mark.parametrize("dtype", ["torch.bfloat16", "torch.float16"])
