@@ -9,7 +9,7 @@ Sizes: W ranks of the group, n elements of a shard.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any, Self
 
@@ -21,6 +21,7 @@ from evocore.config.schema_parallel import Weight
 from evocore.nn.experts import ExpertLinear
 from evocore.ops.collectives import Handle
 from evocore.ops.grouped_linear import Groups
+from evocore.parallel.blocks import blocks_of, part_of
 from evocore.parallel.groups import Group
 from evocore.parallel.isp.reduction import Reduction
 
@@ -35,6 +36,7 @@ class ExpertWeights:
     Args:
         model: its ``ExpertLinear`` layers keep flat shards; they are replaced by layers with the same parameters.
         group: the ranks that share the weights.
+        starts: blocks with which parts of the model begin that are run each by itself.
 
     Attributes:
         deliver, before_read: as of ``evocore.parallel.isp.WeightParallel``.
@@ -43,7 +45,7 @@ class ExpertWeights:
     deliver: Callable[[nn.Parameter, Tensor], None]
     before_read: Callable[[nn.Parameter], None]
 
-    def __init__(self, model: nn.Module, group: Group, settings: Weight) -> None:
+    def __init__(self, model: nn.Module, group: Group, settings: Weight, starts: Sequence[int] = (0,)) -> None:
         self.group, self.before_read, self._overlap = group, lambda parameter: None, settings.overlap
         self.reduction = Reduction(
             group,
@@ -52,6 +54,9 @@ class ExpertWeights:
             early_release=settings.early_reduce_scatter_release,
         )
         self._layers = _replace(model)
+        blocks = enumerate(blocks_of(model))
+        parts = {module: part_of(number, starts) for number, block in blocks for module in block.modules()}
+        self._parts = [parts.get(layer, 0) for layer in self._layers]
         for place, layer in enumerate(self._layers):
             layer.weights, layer.place, layer.buffer = self, place, None
         model.register_forward_pre_hook(self._before_forward)
@@ -62,10 +67,11 @@ class ExpertWeights:
         self._discard()
 
     def start(self, layer: GatheredExpertLinear, step: int) -> None:
-        """Gather a layer's weight, and that of the one ``step`` places further, if there is one, beside compute."""
+        """Gather a layer's weight and, beside compute, that of the one ``step`` places further in the same part."""
         layer.start()
-        if self._overlap and 0 <= layer.place + step < len(self._layers):
-            self._layers[layer.place + step].start()
+        place = layer.place + step
+        if self._overlap and 0 <= place < len(self._layers) and self._parts[place] == self._parts[layer.place]:
+            self._layers[place].start()
 
     def _before_forward(self, model: nn.Module, args: Any) -> None:
         if torch._C._current_graph_task_id() == -1:

@@ -11,11 +11,17 @@ and biases stay whole and go through the buckets of ``evocore.parallel.zero``, w
 Gradients are reduce-scattered after every micro-batch, not only after the last: putting it off would need a whole
 float32 gradient on each rank, more memory than sharding the weights saves. What is put off is the all-reduce over the
 replicas, which has the longer way and the shards only.
+
+In a pipeline each stage shards what it has. The ranks that share it walk through one table of actions, and so gather
+and reduce in the same order, whichever micro-batches are under way. Blocks are gathered ahead within a chunk only:
+behind its last block most often comes the same chunk again. What a schedule puts off of backward is reduced by
+``evocore.parallel.fsdp_deferral``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +35,7 @@ from torch.distributed.tensor import DTensor
 from evocore.nn.head import Head
 from evocore.nn.layers import Embedding
 from evocore.parallel.buckets import Member
+from evocore.parallel.fsdp_deferral import DeferredRows
 from evocore.parallel.groups import Group
 from evocore.parallel.placement import Placement
 from evocore.parallel.sharding import Sharing
@@ -43,6 +50,10 @@ class FullySharded:
         zero, replicas: this rank's groups; ``zero`` has more than one rank.
         device: where the model is going to be.
         communicate: dtype in which gradients travel; None for float32.
+        starts: with which of the model's blocks, counted from 0, a chunk of the pipeline begins.
+
+    Attributes:
+        deferred: takes gradients that do not come by way of autograd.
     """
 
     def __init__(
@@ -53,29 +64,40 @@ class FullySharded:
         replicas: Group,
         device: torch.device,
         communicate: torch.dtype | None = None,
+        starts: Collection[int] = (0,),
     ) -> None:
         self._sharings, self._copies = sharings, replicas.size
+        self._shards: dict[str, RowShard] = {}
         self._computed_in = _make_float32(model, sharings)
         travel = communicate or torch.float32
         # Sums over micro-batches would be in the dtype in which they travel.
-        self._waits_for_last, self._withholds = replicas.size > 1 and travel == torch.float32, False
+        self._waits_for_last, self._announced = replicas.size > 1 and travel == torch.float32, 0
         options: dict[str, Any] = dict(
             mesh=_mesh(zero, replicas, device),
             mp_policy=MixedPrecisionPolicy(self._computed_in, travel, cast_forward_inputs=False),
             ignored_params={parameter for name, parameter in model.named_parameters() if name not in sharings},
         )
-        units = list(_units(model, options["ignored_params"]))
-        # Backward begins with the last one, which stays gathered for it.
-        self._units = [_sharded(unit, reshard_after_forward=unit is not units[-1], **options) for unit in units]
+        runs = list(_runs(model, options["ignored_params"], starts))
+        last = runs[-1][-1]  # backward begins with it: it stays gathered
+        chunks = [[_sharded(unit, reshard_after_forward=unit is not last, **options) for unit in run] for run in runs]
+        self._chunks, self._units = len(chunks), [unit for chunk in chunks for unit in chunk]
         self._root = _sharded(model, **options)
         for unit in self._units:
             if isinstance(unit, Embedding):
                 unit.set_unshard_in_backward(False)  # its gradient does not depend on it
             if isinstance(unit, Head):
                 register_fsdp_forward_method(unit, "loss")
-        for before, after in pairwise(self._units):
-            before.set_modules_to_forward_prefetch([after])
-            after.set_modules_to_backward_prefetch([before])
+        for chunk in chunks:
+            for before, after in pairwise(chunk):
+                before.set_modules_to_forward_prefetch([after])
+                after.set_modules_to_backward_prefetch([before])
+            # Left to PyTorch, the first would gather what ran before it, the end of another micro-batch.
+            chunk[0].set_modules_to_backward_prefetch([chunk[0]])
+        self.deferred = DeferredRows(zero, replicas, travel, lambda name: self._shards[name].reduced)
+        delivered = {name for name, sharing in sharings.items() if sharing.delivered}
+        for prefix, module in model.named_modules():
+            if module in self._units:
+                _when_it_runs(module, prefix, delivered, self.deferred.gathered)
 
     @staticmethod
     def held(parameter: Tensor) -> Tensor:
@@ -86,8 +108,8 @@ class FullySharded:
     def shards(self, model: nn.Module, weight_decays: Mapping[str, float]) -> list[RowShard]:
         """What the optimizer updates, once the model has its initial weights, in the order of ``weight_decays``."""
         parameters = dict(model.named_parameters())
-        return [
-            RowShard(
+        self._shards = {
+            name: RowShard(
                 Member(name, parameters[name], self._sharings[name], 0),
                 weight_decay=decay,
                 copies=self._sharings[name].duplicates * self._copies,
@@ -95,21 +117,31 @@ class FullySharded:
             )
             for name, decay in weight_decays.items()
             if name in self._sharings
-        ]
+        }
+        return list(self._shards.values())
 
-    def expect_more(self) -> None:
-        """The backward that comes next is the first of a step, and not known to be the last."""
-        self._withholds = self._waits_for_last
-        self._root.set_requires_all_reduce(not self._withholds)
+    def begin_gradients(self) -> None:
+        """Call before the first backward of a step."""
+        self._announced = 0
+        self._root.set_requires_all_reduce(not self._waits_for_last)
 
-    def expect_last(self) -> None:
-        """The backward that comes next is the last of the step: its gradients go to the replicas, too."""
-        self._withholds = False
+    @contextmanager
+    def last_gradients(self) -> Iterator[None]:
+        """Around the last backward of a step, in a pipeline of each chunk: its gradients go to the replicas, too."""
+        self._announced += 1
         self._root.set_requires_all_reduce(True)
+        yield
+        self._root.set_requires_all_reduce(not self._waits_for_last)
+
+    def finish_backward(self) -> None:
+        """Call after each backward, and after each part of one that was put off."""
+        self.deferred.start()
 
     def finish_gradients(self) -> None:
         """Call after the last backward; ``RowShard.reduced`` is valid then."""
-        assert not self._withholds, "the last backward was not announced: replicas lack its gradients"
+        complete = self._announced >= self._chunks or not self._waits_for_last
+        assert complete, "the last backward was not announced: replicas lack its gradients"
+        self.deferred.finish()
 
     def forget_gathered(self) -> None:
         """Let the next use of a matrix gather it again, as what the ranks own has changed."""
@@ -172,12 +204,37 @@ def _make_float32(model: nn.Module, sharings: Mapping[str, Sharing]) -> torch.dt
     return dtypes.pop()
 
 
-def _units(model: nn.Module, ignored: Collection[nn.Parameter]) -> Iterator[nn.Module]:
-    """What is gathered at once: embedding, each block, head; in the order in which forward uses them."""
+def _runs(model: nn.Module, ignored: Collection[nn.Parameter], starts: Collection[int]) -> Iterator[list[nn.Module]]:
+    """Of each chunk what is gathered at once: embedding, each block, head; in the order of forward."""
+    run: list[nn.Module] = []
+    blocks = 0
     for child in model.children():
-        for unit in child if isinstance(child, nn.ModuleList) else [child]:
+        has_blocks = isinstance(child, nn.ModuleList)
+        for unit in child.children() if has_blocks else [child]:
+            if has_blocks and blocks and blocks in starts:
+                yield run
+                run = []
+            blocks += has_blocks
             if any(parameter not in ignored for parameter in unit.parameters()):
-                yield unit
+                run.append(unit)
+    yield run
+
+
+def _when_it_runs(
+    unit: nn.Module, prefix: str, names: Collection[str], gathered: Callable[[str, dict[str, nn.Parameter]], None]
+) -> None:
+    """Whenever a unit called ``prefix`` runs, pass on its name and what it has gathered of the named parameters."""
+    places = {}
+    for own, _ in unit.named_parameters():
+        layer, _, kind = own.rpartition(".")
+        if f"{prefix}.{own}" in names:
+            places[f"{prefix}.{own}"] = unit.get_submodule(layer), kind
+
+    def tell(module: nn.Module, args: Any) -> None:
+        gathered(prefix, {name: getattr(layer, kind) for name, (layer, kind) in places.items()})
+
+    if places:
+        unit.register_forward_pre_hook(tell)  # behind the hook that gathers
 
 
 def _mesh(zero: Group, replicas: Group, device: torch.device) -> DeviceMesh:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from math import lcm
 
 from torch import nn
@@ -78,6 +79,11 @@ class Layout:
             return [(0, total)]
         return own_ranges(total, self.part("head"), self.part("context"))
 
+    def chunk_starts(self) -> tuple[int, ...]:
+        """With which of the blocks that this rank's stage has each of its chunks begins, counted from 0."""
+        held = self.schedule.chunks_of(self.part("pipeline").index) if self.chunks else (0,)
+        return tuple(accumulate((len(self.chunks[chunk]) for chunk in held[:-1]), initial=0))
+
     def pipeline_report(self) -> list[str]:
         """Which layers each stage has, on one line; nothing about a model that is not cut."""
         if not self.chunks:
@@ -102,11 +108,13 @@ class Layout:
         parts = (self.part(name) for name in ("expert", "expert_tensor", "expert_weight"))
         sharings |= shard_experts(model, *parts)
         tie(model, tied)
-        for further, first in tied.items():
-            stages = len({self.schedule.stage_of(chunk) for chunk in (0, self.schedule.total_chunks - 1)})
-            sharings[first] = replace(sharings[first], tied=stages, duplicates=stages * sharings[first].duplicates)
+        for further in tied:
             del sharings[further]
-        zero, kept = self.part("zero"), {*scorers(model), *tied.values()}
+        again = {*tied.values(), *(model.used_again() if hasattr(model, "used_again") else ())}  # type: ignore[operator]
+        for name in sorted(again):
+            stages = self._holders(model, name)
+            sharings[name] = replace(sharings[name], tied=stages, duplicates=stages * sharings[name].duplicates)
+        zero, kept = self.part("zero"), {*scorers(model), *again}
         if self.fully_sharded and zero.parts > 1:
             divisible = {name: sharing for name, sharing in sharings.items() if name not in kept}
             sharings |= fully_shard_matrices(divisible, zero)
@@ -114,6 +122,14 @@ class Layout:
             for name in deferred_weights(model):
                 sharings[name] = replace(sharings[name], delivered=True)
         return sharings
+
+    def _holders(self, model: nn.Module, name: str) -> int:
+        """How many pipeline stages have a parameter that is outside of the blocks."""
+        if not self.chunks:
+            return 1
+        ends = {self.schedule.stage_of(chunk) for chunk in (0, self.schedule.total_chunks - 1)}
+        stages = ([self.chunks[chunk] for chunk in self.schedule.chunks_of(end)] for end in ends)
+        return sum(name in dict(model.stage(held).named_parameters()) for held in stages)  # type: ignore[operator]
 
 
 def _pipeline(config: Config) -> tuple[Schedule, tuple[range, ...]]:

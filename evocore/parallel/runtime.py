@@ -21,6 +21,7 @@ from evocore.nn.router import Router
 from evocore.ops.attention import AttentionBlock, AttentionRequest
 from evocore.ops.collectives import Collectives
 from evocore.ops.kernel import Request
+from evocore.parallel.activations import ActivationMemory
 from evocore.parallel.context import RingAttention, Rings
 from evocore.parallel.expert import ExpertParallel, SharedTokens
 from evocore.parallel.expert_weights import ExpertWeights
@@ -98,6 +99,7 @@ class Runtime:
         self._weights: WeightParallel | None = None
         self._expert_weights: ExpertWeights | None = None
         self._ring: RingAttention | None = None
+        self._activations: ActivationMemory | None = None
         self.fully_sharded: FullySharded | None = None
         kinds = sorted({sharing.reduce for sharing in sharings.values()})
         self.shards = {kind: Shards(*(groups.get(name) for name in _SHARDS[kind])) for kind in kinds}
@@ -123,6 +125,7 @@ class Runtime:
         expert_weight: Weight | None = None,
         communicate: torch.dtype | None = None,
         keeps_buffers: bool = False,
+        activations: ActivationMemory | None = None,
     ) -> None:
         """Give a model that was cut to the layout its collectives.
 
@@ -132,14 +135,19 @@ class Runtime:
             expert_weight: settings of weight parallelism of experts; the defaults if left out.
             communicate: see ``ZeroOptions``.
             keeps_buffers: see ``Backend.reuses_gather_buffers``.
+            activations: runs the model's blocks; what they keep is as the model has it if left out.
         """
+        self._activations = activations
+        if activations is not None:
+            activations.connect(model)
         if self.layout.mode == "isp":
             self._weights = WeightParallel(
                 model,
                 self._groups.get("weight"),
                 weight,
                 {name: sharing.placement.shape for name, sharing in self.sharings.items()},
-                recomputed_blocks=model.recomputed_attention_layers(),  # type: ignore[operator]
+                recomputed=model.recomputed_blocks(),  # type: ignore[operator]
+                starts=self.layout.chunk_starts(),
                 keeps_buffers=keeps_buffers,
                 gradients=self._gradients,
             )
@@ -151,6 +159,7 @@ class Runtime:
             for module in model.modules():
                 if isinstance(module, Projecting):
                     module.fan_out, module.fan_in = strategy.fan_out, strategy.fan_in
+                    module.share = strategy.share
                 elif isinstance(module, VocabularyParallelEmbedding | VocabularyParallelHead):
                     module.connect(group)
         elif self._gradients is not None:
@@ -165,7 +174,8 @@ class Runtime:
             from evocore.parallel.fsdp import FullySharded  # seconds of imports, for those who use it
 
             zero, replicas = self._groups.get("zero"), self._groups.get("zero_replica")
-            self.fully_sharded = FullySharded(model, mine, zero, replicas, device, communicate)
+            starts = self.layout.chunk_starts()
+            self.fully_sharded = FullySharded(model, mine, zero, replicas, device, communicate, starts)
 
     def _connect_experts(self, model: nn.Module, settings: Weight) -> None:
         layers = [module for module in model.modules() if isinstance(module, RoutedExperts)]
@@ -181,7 +191,8 @@ class Runtime:
                 if isinstance(module, Router):
                     module.tokens = SharedTokens(tensor, self._tokens_by_rank)
         if self.layout.part("expert_weight").parts > 1:
-            self._expert_weights = ExpertWeights(model, self._groups.get("expert_weight"), settings)
+            group, starts = self._groups.get("expert_weight"), self.layout.chunk_starts()
+            self._expert_weights = ExpertWeights(model, group, settings, starts)
 
     @property
     def _splits_tokens(self) -> bool:
@@ -198,12 +209,16 @@ class Runtime:
 
     def wrap(self, function: Callable[..., Any], request: Request, layer: str) -> Callable[..., Any]:
         """What a layer calls in place of a kernel's own function."""
-        if self._weights is None or not isinstance(request, AttentionRequest):
+        if not isinstance(request, AttentionRequest):
             return function
-        if self._ring is None:
-            return self._weights.wrap_attention(function, self._groups.get("sequence"))
-        assert isinstance(function, AttentionBlock), request  # what layers ask for where the context is divided
-        return self._weights.wrap_attention(self._ring.attention(function), self._groups.get("head"))
+        if self._ring is not None:
+            assert isinstance(function, AttentionBlock), request  # what layers ask for where the context is divided
+            function = self._ring.attention(function)
+        if self._activations is not None:
+            function = self._activations.wrap_attention(function)
+        if self._weights is None:
+            return function
+        return self._weights.wrap_attention(function, self._groups.get("sequence" if self._ring is None else "head"))
 
     def held(self, parameter: nn.Parameter) -> Tensor:
         """The memory of this rank that is behind a parameter."""
@@ -225,6 +240,8 @@ class Runtime:
         for weights in (self._weights, self._expert_weights):
             if weights is not None:
                 weights.finish()
+        if self.fully_sharded is not None:
+            self.fully_sharded.finish_backward()
 
     def join(self, zero: Zero) -> None:
         """Let the weights that are gathered for each use exchange gradients and values with the optimizer's."""
@@ -232,7 +249,18 @@ class Runtime:
             if weights is not None:
                 weights.deliver, weights.before_read = zero.deliver, zero.wait_parameter
         if self._gradients is not None:
-            self._gradients.deliver = zero.deliver
+            self._gradients.deliver = self._deliver(zero)
+
+    def _deliver(self, zero: Zero) -> Callable[[nn.Parameter, Tensor], None]:
+        """Who takes the gradient of a weight that a schedule has put off."""
+        if self.fully_sharded is None:
+            return zero.deliver
+        rows = self.fully_sharded.deferred
+
+        def deliver(weight: nn.Parameter, gradient: Tensor) -> None:
+            (rows if rows.knows(weight) else zero).deliver(weight, gradient)
+
+        return deliver
 
     # --- all ranks --------------------------------------------------------------------------------------------------
 

@@ -37,7 +37,8 @@ class Sharing:
         duplicates: ranks with this same part and this same gradient that are in different groups of that name.
         delivered: whether its gradients come from who gathers the parameter, not from autograd.
         fully_sharded: whether ``evocore.parallel.fsdp`` holds it: gathered for each use, its gradient reduced.
-        tied: pipeline stages that hold it, of a weight that is both embedding and head; 0 for any other. The ranks
+        tied: pipeline stages that hold it, of a weight that a pass uses more than once, as one that is both embedding
+            and head, so that its gradients come in several parts; 0 for any other. The ranks
             of two stages are ``duplicates`` as well: their gradients are added up last.
     """
 
@@ -134,7 +135,8 @@ def _tensor_shards(model: nn.Module, mode: str, tensor: Part) -> dict[str, Shari
         elif placement is not None:
             _resize(module, kind, placement)
             found[name] = Sharing(placement, "data")
-        elif mode == "mtp":  # every tensor rank sees all tokens, and so the whole gradient
+        elif mode == "mtp" and getattr(module, "role", None) is not Role.HEAD_NORM:
+            # every tensor rank sees all tokens, and so the whole gradient; but not all heads
             found[name] = Sharing(whole, "data", duplicates=tensor.parts)
         else:
             found[name] = Sharing(whole, "stage")

@@ -25,8 +25,11 @@ from torch.autograd.function import once_differentiable
 
 from evocore.nn.layers import Linear
 from evocore.nn.projecting import apply_each, apply_one
+from evocore.nn.roles import Role
 from evocore.ops.collectives import FINISHED, Handle
 from evocore.parallel.functions import (
+    copy,
+    gather,
     gathered,
     reduce_,
     scatter_sum,
@@ -59,6 +62,8 @@ class TensorParallel:
         """This rank's outputs ``[T, F]`` of each layer, for all tokens; segments "k" and "v" are whole heads."""
         if self.tensor.size == 1:
             return apply_each(x_tD, layers)
+        if layers[0].role is Role.REPLICATED:
+            return self._replicated(x_tD, layers)
         weights = [layer.weight for layer in layers]
         put_off = None if self._gradients is None else _PutOff(self._gradients, weights)
         biases = [layer.bias for layer in layers]
@@ -77,6 +82,17 @@ class TensorParallel:
             (partial_TD,) = products(x_TF, [layer.weight], [None], self._gradients)
         y_tD = reduce_(partial_TD, self.tensor) if self.mode == "mtp" else scatter_sum(partial_TD, self.tensor)
         return y_tD if layer.bias is None else y_tD + layer.bias
+
+    def share(self, x_tF: Tensor) -> Tensor:
+        """``[T, F]``: what all heads use, for all tokens."""
+        return copy(x_tF, self.tensor) if self.mode == "mtp" else gather(x_tF, self.tensor)
+
+    def _replicated(self, x_tD: Tensor, layers: Sequence[Linear]) -> list[Tensor]:
+        """Outputs ``[t, F]`` of layers that every rank has whole, for its own tokens."""
+        if self._gradients is None:
+            return apply_each(x_tD, layers)
+        weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        return products(x_tD, weights, biases, self._gradients)
 
 
 def start_input_sum(mode: str, grad_TD: Tensor, group: Group) -> tuple[Tensor, Handle]:

@@ -22,6 +22,7 @@ from evocore.nn.layers import Embedding
 from evocore.ops.collectives import FINISHED, Handle
 from evocore.ops.cross_entropy import IGNORE_INDEX, CrossEntropyShard, CrossEntropyShardRequest, TokenLoss
 from evocore.ops.kernel import Request
+from evocore.ops.softcap import capped, slope
 from evocore.parallel.functions import copy, gather, gathered, join_columns, reduce_, scatter_sum, start_gather
 from evocore.parallel.groups import Group
 from evocore.parallel.tensor import MODES, start_input_sum
@@ -85,7 +86,9 @@ class VocabularyParallelHead(Head):
     def of(cls, whole: Head, mode: str, parts: int, index: int) -> Self:
         """As ``VocabularyParallelEmbedding.of``."""
         words = _words(whole.vocab, parts, mode)
-        options: dict[str, Any] = dict(dtype=whole.dtype, init_std=whole.init_std, normalised=whole.normalised)
+        options: dict[str, Any] = dict(
+            dtype=whole.dtype, init_std=whole.init_std, normalised=whole.normalised, softcap=whole.softcap
+        )
         with whole.weight.device:
             own = cls(whole.width, words, **options)
         own.mode, own.start, own.vocab = mode, index * words, whole.vocab
@@ -96,7 +99,8 @@ class VocabularyParallelHead(Head):
         self.group = group
 
     def requests(self) -> dict[str, Request]:
-        return {"cross_entropy_shard": CrossEntropyShardRequest(self.dtype, self.weight.shape[0])}
+        dtype = self.dtype if self.softcap is None else torch.promote_types(self.dtype, torch.float32)
+        return {"cross_entropy_shard": CrossEntropyShardRequest(dtype, self.weight.shape[0])}
 
     def forward(self, hidden_tD: Tensor) -> Tensor:
         """Scores of all tokens and all words, on every rank."""
@@ -120,7 +124,9 @@ class VocabularyParallelHead(Head):
         rows_VD = self.rows(self.weight)
         grads = torch.is_grad_enabled()
         wants_grad = grads and (hidden_tD.requires_grad or rows_VD.requires_grad)
-        terms = _Terms(self.mode, self.group, self.cross_entropy_shard, self.vocab, label_smoothing, z_loss)
+        terms = _Terms(
+            self.mode, self.group, self.cross_entropy_shard, self.vocab, label_smoothing, z_loss, self.softcap
+        )
         counted_T = labels_T != IGNORE_INDEX
         weights_T = counted_T.to(torch.float32) if weights_T is None else weights_T.where(counted_T, 0)
         loss = _Loss.apply(hidden_tD, rows_VD, labels_T - self.start, counted_T, weights_T, terms, wants_grad)
@@ -160,6 +166,7 @@ class _Terms:
     vocab: int
     label_smoothing: float
     z_loss: float
+    softcap: float | None
 
 
 class _Loss(torch.autograd.Function):
@@ -184,7 +191,7 @@ class _Loss(torch.autograd.Function):
         for part in _parts(tokens, rows):
             hidden_CD = hidden_TD[part]
             logits_CV = torch.mm(hidden_CD, weight_VD.T, out=logits_RV[: len(hidden_CD)])
-            torch.stack(terms.kernel.forward(logits_CV, labels_T[part]), out=own_4T[:, part])
+            _evaluate(logits_CV, labels_T[part], terms, own_4T[:, part])
         lse_T, loss_T, correct_T = _combine(own_4T, counted_T, terms)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(loss_T, correct_T)
@@ -210,8 +217,9 @@ class _Loss(torch.autograd.Function):
             hidden_TD, arriving = start_gather(hidden_TD, terms.group)
         scale_T = weights_T * grad_total
         for part in _parts(len(logits_TV), _rows(*logits_TV.shape)):
+            capped_CV = logits_TV[part] if terms.softcap is None else capped(logits_TV[part], terms.softcap)
             grad_CV = terms.kernel.backward(
-                logits_TV[part],
+                capped_CV,
                 labels_T[part],
                 lse_T[part],
                 scale_T[part],
@@ -219,7 +227,7 @@ class _Loss(torch.autograd.Function):
                 label_smoothing=terms.label_smoothing,
                 z_loss=terms.z_loss,
             )
-            logits_TV[part] = grad_CV
+            logits_TV[part] = grad_CV if terms.softcap is None else grad_CV.mul_(slope(capped_CV, terms.softcap))
         grad_tD = None
         if ctx.needs_input_grad[0]:
             grad_TD = logits_TV @ weight_VD  # lives until it was summed
@@ -228,6 +236,16 @@ class _Loss(torch.autograd.Function):
         grad_VD = logits_TV.T @ hidden_TD if ctx.needs_input_grad[1] else None
         summed.wait()
         return (grad_tD, grad_VD, None, None, None, None, None)
+
+
+def _evaluate(logits_CV: Tensor, labels_C: Tensor, terms: _Terms, own_4C: Tensor) -> None:
+    """Write the ``ShardStatistics`` of some rows; capped logits are in float32, so of a few rows at a time."""
+    if terms.softcap is None:
+        torch.stack(terms.kernel.forward(logits_CV, labels_C), out=own_4C)
+        return
+    for part in _parts(len(logits_CV), _rows(*logits_CV.shape)):
+        capped_CV = capped(logits_CV[part], terms.softcap)
+        torch.stack(terms.kernel.forward(capped_CV, labels_C[part]), out=own_4C[:, part])
 
 
 def _combine(own_4T: Tensor, counted_T: Tensor, terms: _Terms) -> tuple[Tensor, Tensor, Tensor]:

@@ -180,15 +180,19 @@ class Zero:
             self._gathering.pop(bucket).wait()
 
     def _wait_in_forward(self, model: nn.Module) -> None:
-        """Each block waits for its own parameters; what is used before or after the blocks by the first or last."""
+        """Each block waits for its own parameters; what else there is is waited for before the first, or by the last.
+
+        The last is that before norm and head: more blocks may come behind these.
+        """
         blocks = [child for module in model.children() if isinstance(module, nn.ModuleList) for child in module]
         inside = {parameter for block in blocks for parameter in block.parameters()}
         outside = [parameter for parameter in model.parameters() if parameter not in inside]
         early = {p for module in model.children() for p in module.parameters() if not _comes_last(module)}
         late = {p for module in model.children() for p in module.parameters() if _comes_last(module)} - inside - early
-        model.register_forward_pre_hook(self._waiter([p for p in outside if p not in late or not blocks]))
-        for number, block in enumerate(blocks):
-            also = late if number == len(blocks) - 1 else set()
+        last = _last_before_head(model)
+        model.register_forward_pre_hook(self._waiter([p for p in outside if p not in late or last is None]))
+        for block in blocks:
+            also = late if block is last else set()
             block.register_forward_pre_hook(self._waiter([*block.parameters(), *also]))
 
     def _waiter(self, parameters: Sequence[nn.Parameter]) -> Callable[..., None]:
@@ -205,6 +209,17 @@ class Zero:
 def _last_gradients(bucket: Bucket) -> float:
     """How many arrive; of tied weights more than one each, in parts of backward that others know."""
     return math.inf if bucket.tied else len(bucket.members)
+
+
+def _last_before_head(model: nn.Module) -> nn.Module | None:
+    """The block behind which norm and head come; None if there is none before them."""
+    last = None
+    for child in model.children():
+        if _comes_last(child):
+            break
+        if isinstance(child, nn.ModuleList) and len(child):
+            *_, last = child  # by position: in a stage their names do not begin with 0
+    return last
 
 
 def _comes_last(module: nn.Module) -> bool:

@@ -43,6 +43,8 @@ TIED: dict[str, Any] = dict(model_type="TIED")
 SPLIT: dict[str, Any] = dict(model_type="LLAMA2", model=dict(mlp_layer_fusion=True))
 DIALECTS = {"internlm2": FUSED, "llama2": SPLIT}
 RECOMPUTE: dict[str, Any] = dict(model=dict(checkpoint=0.5))
+KEEP_ATTENTION: dict[str, Any] = dict(model=dict(checkpoint=0.67), selective_checkpoint=True)
+MOVE_ATTENTION: dict[str, Any] = KEEP_ATTENTION | dict(selective_checkpoint_offload=True)
 ONE_KV_HEAD: dict[str, Any] = dict(model=dict(num_kv_attention_heads=1))
 OVERLAP: dict[str, Any] = dict(
     hybrid_zero_optimizer=dict(overlap_sync_grad=True, overlap_sync_param=True, reduce_bucket_size=3000)
@@ -93,6 +95,11 @@ def zero(size: int) -> dict[str, Any]:
     return dict(zero1=dict(size=size))
 
 
+def move(blocks: int) -> dict[str, Any]:
+    """What the first blocks keep, to the host."""
+    return dict(cpu_offloading=dict(enable=True, num_layers=blocks))
+
+
 ALL_GATHERED = dict(overlap=True, forward_overlap_per="layer", layer_fuse_isp_comm=True)
 BY_CALL = dict(overlap=True, forward_overlap_per="module")
 FSDP: dict[str, Any] = dict(fsdp=dict(enable=True))
@@ -128,6 +135,7 @@ def pipelines() -> list[Layout]:
             Layout(f"pp2-{name}-zero2", 4, 2, two_stages | zero(2), (*four, OVERLAP)),
             Layout(f"pp2-{name}-fsp2", 4, 1, two_stages | tensor(2, "fsp"), four),
             Layout(f"pp2-{name}-isp-recompute", 4, 1, two_stages | isp(2, 2, overlap=True), (*four, RECOMPUTE)),
+            Layout(f"pp2-{name}-fsdp2", 4, 2, two_stages | FSDP, (*four, OVERLAP)),
         ]
     return [
         *found,
@@ -137,6 +145,9 @@ def pipelines() -> list[Layout]:
         Layout("pp2-tied-zbv-zero2", 4, 2, pipeline(2, "ZBV") | zero(2), (deep(4), TIED, OVERLAP)),
         Layout("pp2-tied-mtp2", 4, 1, pipeline(2, "ZBH1") | tensor(2, "mtp"), (TIED,)),
         Layout("pp2-tied-zero2", 4, 2, pipeline(2) | zero(2), (TIED, OVERLAP)),
+        Layout("pp2-interleaved-fsdp2-recompute", 4, 2, pipeline(2) | FSDP, (deep(4), TWO_CHUNKS, RECOMPUTE)),
+        Layout("pp2-zbv-fsdp2-tied-recompute", 4, 2, pipeline(2, "ZBV") | FSDP, (deep(4), TIED, RECOMPUTE)),
+        Layout("pp2-ep2-fsdp2", 4, 2, pipeline(2) | share_experts(2) | FSDP, (DROPLESS,)),
         Layout("pp2-tied-isp", 4, 1, pipeline(2) | isp(2, 2, overlap=True), (TIED, OVERLAP)),
         Layout("msp2-tied", 2, 1, tensor(2, "msp"), (TIED, OVERLAP)),
         Layout("isp-sp2-wp2-tied", 2, 1, isp(2, 2, overlap=True) | zero(-1), (TIED, OVERLAP)),
@@ -152,6 +163,11 @@ def experts(kind: str, **options: Any) -> dict[str, Any]:
 
 
 DROPLESS = experts("Dropless")
+TOGETHER = experts("Dropless", aux_loss_by_layer=False)
+LIMIT = dict(capacity_factor=0.75, min_capacity=1)
+JITTER = experts("GShard", **LIMIT, noisy_gate_policy="Jitter")
+BY_CHANCE = experts("GShard", **LIMIT, noisy_gate_policy="RSample")
+BY_CHANCE["model"]["top_k"] = 1  # of which those that a full expert drops are drawn, too
 GSHARD = experts("GShard", capacity_factor=0.75, min_capacity=1)
 DEEPSEEK = experts(
     "Dropless", scoring_func="sigmoid", num_expert_groups=2, top_k_groups=1, bias_update_rate=0.01,
@@ -170,20 +186,81 @@ def mixtures() -> list[Layout]:
         Layout("ep2", 2, 2, share_experts(2), (DROPLESS,)),
         Layout("ep2-no-tp-mtp2", 2, 1, share_experts(2, no_tp=True) | tensor(2, "mtp"), (GSHARD,)),
         Layout("ep2-fsdp2", 2, 2, share_experts(2) | FSDP, (DROPLESS,)),
-        Layout("ep2-mtp2", 4, 2, share_experts(2) | tensor(2, "mtp"), (DROPLESS,)),
+        Layout("ep2-mtp2", 4, 2, share_experts(2) | tensor(2, "mtp"), (TOGETHER, RECOMPUTE)),
         Layout("ep2-fsp2-recompute", 4, 2, share_experts(2) | tensor(2, "fsp"), (GSHARD, RECOMPUTE)),
         Layout("ep4-no-tp-msp2", 4, 2, share_experts(4, no_tp=True) | tensor(2, "msp"), (DEEPSEEK,)),
-        Layout("ep4-zero2", 4, 4, share_experts(4) | zero(2), (DROPLESS, OVERLAP)),
+        Layout("ep4-zero2", 4, 4, share_experts(4) | zero(2), (BY_CHANCE, OVERLAP)),
         Layout("ep2-zero4-expert-zero2", 4, 4, share_experts(2, zero=2) | zero(4), (GSHARD, OVERLAP)),
         Layout("ep2-zero2-expert-zero1", 4, 4, share_experts(2, zero=1) | zero(2), (DEEPSEEK,)),
-        Layout("isp-ep2-ewp2", 4, 2, share_experts(2, weight=2) | isp(2, 2, overlap=True), (DROPLESS,)),
+        Layout("isp-ep2-ewp2", 4, 2, share_experts(2, weight=2) | isp(2, 2, overlap=True), (TOGETHER,)),
         Layout("isp-ep1-ewp4-recompute", 4, 1, share_experts(1, weight=4) | isp(4, 2), (GSHARD, RECOMPUTE)),
         Layout("isp-ewp2-only", 4, 4, share_experts(1, weight=2) | isp(1, 1), (DEEPSEEK, OVERLAP)),
-        Layout("isp-context2-ep4", 4, 2, share_experts(4) | two(1, 2, 1), (GSHARD,)),
-        Layout("pp2-ep2", 4, 2, share_experts(2) | pipeline(2), (DROPLESS,)),
+        Layout("isp-context2-ep4", 4, 2, share_experts(4) | two(1, 2, 1), (JITTER,)),
+        Layout("pp2-ep2", 4, 2, share_experts(2) | pipeline(2), (BY_CHANCE, RECOMPUTE)),
         Layout(
             "pp2-zbv-ewp2", 4, 1, share_experts(1, weight=2) | pipeline(2, "ZBV") | isp(2, 2), (DEEPSEEK, deep(4))
         ),
+    ]
+
+
+DEEPSEEK_V3: dict[str, Any] = dict(
+    model_type="DEEPSEEK_V3",
+    loss=dict(moe_loss_coeff=0.05, moe_z_loss_coeff=1e-3),
+    model=dict(
+        num_kv_attention_heads=4, q_lora_rank=12, kv_lora_rank=8, qk_nope_head_dim=8, qk_rope_head_dim=4,
+        v_head_dim=6, extra_pred_tokens=1, num_experts=4, top_k=2, num_shared_experts=1, moe_type="Dropless",
+        moe_intermediate_size=16, first_k_dense_replace=1,
+        moe_layer_kwargs=dict(num_expert_groups=2, top_k_groups=1, bias_update_rate=0.01, routed_scaling_factor=2.5),
+    ),
+)  # fmt: skip
+QWEN3: dict[str, Any] = dict(model_type="QWEN3", model=dict(head_dim=16))
+GEMMA2: dict[str, Any] = dict(
+    model_type="GEMMA2",
+    model=dict(
+        use_sliding_window=True, sliding_window=8, query_pre_attn_scalar=4, attn_logit_softcapping=1.0,
+        final_logit_softcapping=2.0,
+    ),
+)  # fmt: skip
+DYNAMIC: dict[str, Any] = dict(model=dict(rope_type="dynamic", rope_scaling_factor=2.0, max_position_embeddings=16))
+
+
+def families() -> list[Layout]:
+    """Options of families of which each rank has a part, or sees a part."""
+    return [
+        Layout("mtp2-qwen3", 2, 1, tensor(2, "mtp"), (QWEN3,)),
+        Layout("mtp4-qwen3-shared-kv-heads-zero", 4, 1, tensor(4, "mtp"), (QWEN3, OVERLAP)),
+        Layout("msp2-qwen3", 2, 1, tensor(2, "msp"), (QWEN3,)),
+        Layout("mtp2-fsdp2-qwen3", 4, 2, tensor(2, "mtp") | FSDP, (QWEN3,)),
+        Layout("isp-sp2-wp2-qwen3-dynamic", 2, 1, isp(2, 2, overlap=True), (QWEN3, DYNAMIC)),
+        Layout("mtp2-gemma2", 2, 1, tensor(2, "mtp"), (GEMMA2,)),
+        Layout("isp-sp2-wp2-gemma2-recompute", 2, 1, isp(2, 2), (GEMMA2, RECOMPUTE)),
+        Layout(
+            "pp2-zbv-fsp2-gemma2-recompute", 4, 1, pipeline(2, "ZBV") | tensor(2, "fsp"), (GEMMA2, deep(4), RECOMPUTE)
+        ),
+        Layout("pp2-gemma2", 2, 1, pipeline(2), (GEMMA2,)),
+        Layout("mtp2-deepseek-v3", 2, 1, tensor(2, "mtp"), (DEEPSEEK_V3,)),
+        Layout(
+            "ep2-fsp2-zero2-deepseek-v3-recompute",
+            4,
+            2,
+            share_experts(2) | tensor(2, "fsp") | zero(2),
+            (DEEPSEEK_V3, RECOMPUTE, OVERLAP),
+        ),
+        Layout("isp-sp2-wp2-deepseek-v3", 2, 1, isp(2, 2, overlap=True), (DEEPSEEK_V3,)),
+        Layout("fsdp2-deepseek-v3", 2, 2, FSDP, (DEEPSEEK_V3,)),
+        Layout("pp2-zbv-msp2-deepseek-v3", 4, 1, pipeline(2, "ZBV") | tensor(2, "msp"), (DEEPSEEK_V3, deep(4))),
+    ]  # fmt: skip
+
+
+def activation_memory() -> list[Layout]:
+    """Attention kept, and activations on the host, where layers communicate and weights come and go."""
+    return [
+        Layout("isp-sp2-wp2-keep-attention", 2, 1, isp(2, 2, overlap=True), (KEEP_ATTENTION,)),
+        Layout("isp-context2-move-attention", 2, 1, two(1, 2, 1), (MOVE_ATTENTION, CUT)),
+        Layout("pp2-zbv-move", 2, 1, pipeline(2, "ZBV"), (deep(4), move(3))),
+        Layout("pp2-move-both", 2, 1, pipeline(2), (deep(4), MOVE_ATTENTION, move(2))),
+        Layout("fsdp2-move", 2, 2, FSDP, (move(2),)),
+        Layout("isp-ewp2-move", 2, 2, share_experts(1, weight=2) | isp(1, 1), (DROPLESS, move(3))),
     ]
 
 
@@ -215,6 +292,8 @@ def layouts() -> list[Layout]:
         *found,
         *pipelines(),
         *mixtures(),
+        *activation_memory(),
+        *families(),
         Layout("fsdp-hybrid", 4, 4, FSDP | zero(2)),
         Layout("msp4-one-kv-head", 4, 1, tensor(4, "msp"), (ONE_KV_HEAD,)),
         Layout("fsp4-two-kv-heads", 4, 1, tensor(4, "fsp"), (SPLIT,)),

@@ -82,7 +82,7 @@ class GatheredHead(Head):
         return _remade(cls, head)
 
     def forward(self, hidden_TD: Tensor) -> Tensor:
-        return F.linear(hidden_TD, self.rows(self.whole(self.weight)))
+        return self.scores(hidden_TD, self.whole(self.weight))
 
     def loss(
         self,
@@ -93,9 +93,9 @@ class GatheredHead(Head):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
     ) -> TokenLoss:
-        rows_VD = self.rows(self.whole(self.weight))
-        return self.linear_cross_entropy(
-            hidden_TD, rows_VD, labels_T, weights_T, label_smoothing=label_smoothing, z_loss=z_loss
+        weight_VD = self.whole(self.weight)
+        return self.token_loss(
+            hidden_TD, weight_VD, labels_T, weights_T, label_smoothing=label_smoothing, z_loss=z_loss
         )
 
 

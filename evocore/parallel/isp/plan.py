@@ -7,8 +7,9 @@ it is needed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import nn
 
@@ -17,11 +18,10 @@ from evocore.nn.head import Head
 from evocore.nn.layers import Embedding, Linear
 from evocore.nn.projecting import Projecting
 from evocore.nn.roles import Role
+from evocore.parallel.blocks import blocks_of
 
 Layer = Linear | Embedding
 
-TOGETHER = frozenset({Role.QKV, Role.GATE, Role.UP, Role.GATE_UP})
-"""Weights that read the same input, and so are used by one call."""
 LAUNCH = {
     "wqkv": frozenset({Role.QKV}),
     "attn": frozenset({Role.QKV}),
@@ -61,13 +61,16 @@ class Call:
     backward: Unit | None = None
 
 
-def make_plan(model: nn.Module, settings: Weight, recomputed_blocks: int = 0) -> list[Call]:
+def make_plan(
+    model: nn.Module, settings: Weight, recomputed: Collection[int] = (), starts: Sequence[int] = (0,)
+) -> list[Call]:
     """The calls of one forward pass in their order: embeddings, then blocks, then heads.
 
-    A block begins with each ``Projecting`` layer that has a weight of role ``QKV``.
+    Blocks are what the model's lists of modules hold.
 
     Args:
-        recomputed_blocks: the first so many blocks are computed again in backward.
+        recomputed: blocks that are computed again in backward.
+        starts: blocks with which parts of the model begin that are run each by itself: none starts what is another's.
 
     Raises:
         ValueError: if the model has a linear layer that no ``Projecting`` layer uses.
@@ -83,9 +86,13 @@ def make_plan(model: nn.Module, settings: Weight, recomputed_blocks: int = 0) ->
             unit = Unit(layers)
         calls.append(Call(layers, block, unit))
     if by_block:
-        _overlap_blocks(calls, settings.launch_allgather_before)
+        _overlap_blocks(calls, settings.launch_allgather_before, starts)
     elif settings.overlap:
-        _overlap_calls(calls, recomputed_blocks)
+        _overlap_calls(calls, recomputed, starts)
+    if getattr(model, "further", 0):  # embedding and head are used again when what they would start is done with
+        for call in calls:
+            if call.block is None:
+                call.forward = call.backward = None
     return calls
 
 
@@ -94,14 +101,13 @@ def _uses(model: nn.Module) -> Iterator[tuple[tuple[Layer, ...], int | None]]:
     modules = list(model.modules())
     heads = [module for module in modules if isinstance(module, Head)]
     yield from (((module,), None) for module in modules if isinstance(module, Embedding))
-    block = -1
+    blocks = {module: number for number, block in enumerate(blocks_of(model)) for module in block.modules()}
     seen: set[Linear] = set(heads)
     for module in modules:
         if isinstance(module, Projecting):
-            linears = [child for child in module.children() if isinstance(child, Linear)]
-            block = max(block + any(layer.role is Role.QKV for layer in linears), 0)
-            yield from ((layers, block) for layers in _used_together(linears))
-            seen.update(linears)
+            for layers in module.used_together():
+                yield layers, blocks.get(module, 0)
+                seen.update(layers)
     stray = [module.role.value for module in modules if isinstance(module, Linear) and module not in seen]
     if stray:
         raise ValueError(
@@ -111,20 +117,17 @@ def _uses(model: nn.Module) -> Iterator[tuple[tuple[Layer, ...], int | None]]:
     yield from (((head,), None) for head in heads)
 
 
-def _used_together(linears: list[Linear]) -> list[tuple[Layer, ...]]:
-    runs: list[tuple[Linear, ...]] = []
-    for layer in linears:
-        if runs and layer.role in TOGETHER and runs[-1][-1].role in TOGETHER:
-            runs[-1] += (layer,)
-        else:
-            runs.append((layer,))
-    return list(runs)
+def _neighbours(calls: list[Call], starts: Sequence[int]) -> Iterator[tuple[Call, Call]]:
+    """Calls that follow one another in the same part of the model."""
+    for before, after in pairwise(calls):
+        if before.block == after.block or after.block not in starts[1:]:
+            yield before, after
 
 
-def _overlap_blocks(calls: list[Call], launch_before: str) -> None:
+def _overlap_blocks(calls: list[Call], launch_before: str, starts: Sequence[int]) -> None:
     """A block's weights are started in the block before it; in backward, in the block behind it."""
-    units = list(dict.fromkeys(call.unit for call in calls))
-    following = dict(zip(units, units[1:], strict=False))
+    neighbours = ((before.unit, after.unit) for before, after in _neighbours(calls, starts))
+    following = {before: after for before, after in neighbours if before is not after}
     preceding = {after: before for before, after in following.items()}
     launched: set[Unit] = set()
     for number, call in enumerate(calls):
@@ -139,17 +142,16 @@ def _overlap_blocks(calls: list[Call], launch_before: str) -> None:
             call.backward = _needed_in_backward(preceding.get(unit))
 
 
-def _overlap_calls(calls: list[Call], recomputed_blocks: int) -> None:
+def _overlap_calls(calls: list[Call], recomputed: Collection[int], starts: Sequence[int]) -> None:
     """A call's weights are started by the call before it; in backward, by the call behind it."""
     first_of_block: dict[int | None, Unit] = {}
     for call in calls:
         first_of_block.setdefault(call.block, call.unit)
-    for before, after in zip(calls, calls[1:], strict=False):
+    for before, after in _neighbours(calls, starts):
         before.forward = after.unit
         if before.block == after.block is not None:
             before.recomputation = after.unit
-        computed_again = before.block is not None and before.block < recomputed_blocks
-        if computed_again and before.block != after.block:
+        if before.block in recomputed and before.block != after.block:
             after.backward = first_of_block[before.block]  # its forward comes before its backward
         else:
             after.backward = _needed_in_backward(before.unit)

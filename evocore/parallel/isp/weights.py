@@ -5,7 +5,7 @@ Shapes: T tokens of this rank, D inputs, F outputs of a weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,7 @@ class WeightParallel:
         model: the weight of every ``Linear`` and ``Embedding`` is a flat shard, as long on each rank.
         group: the ranks that share the weights, in the order of their shards.
         shapes: of the whole parameters, by name.
-        recomputed_blocks: the first so many blocks are computed again in backward. A wrong number costs overlap only.
+        recomputed, starts: as of ``evocore.parallel.isp.plan.make_plan``; what is wrong there costs overlap only.
         keeps_buffers: see ``Backend.reuses_gather_buffers``.
         gradients: decides when those of linear layers are computed; in backward if left out.
 
@@ -62,13 +62,14 @@ class WeightParallel:
         settings: Weight,
         shapes: Mapping[str, Sequence[int]],
         *,
-        recomputed_blocks: int = 0,
+        recomputed: Collection[int] = (),
+        starts: Sequence[int] = (0,),
         keeps_buffers: bool = False,
         gradients: WeightGradients | None = None,
     ) -> None:
         self.before_read = lambda parameter: None
         edges = _replace_edges(model)
-        self._calls = {call.layers[0]: call for call in make_plan(model, settings, recomputed_blocks)}
+        self._calls = {call.layers[0]: call for call in make_plan(model, settings, recomputed, starts)}
         names = {parameter: name for name, parameter in model.named_parameters()}
         reduction = Reduction(
             group,

@@ -40,6 +40,10 @@ class Chunks(Protocol):
         """
         ...
 
+    def begin_backward(self, micro: int) -> None:
+        """What comes next is a backward of this micro-batch, in which parts of its forward may be repeated."""
+        ...
+
     def carried(self, micro: int) -> Tensors:
         """Tensors on the meta device like those between two chunks, the same for all chunks of a micro-batch."""
         ...
@@ -277,6 +281,7 @@ class _Run:
     def _backward(self, chunk: int, micro: int, given: Tensors | None, *, split: bool) -> Tensors:
         if split:
             self._pipeline.gradients.put_off()
+        self._chunks.begin_backward(micro)
         torch.autograd.backward(self._graphs.pop((chunk, micro)), given)  # type: ignore[arg-type]
         if split:
             self._weights[chunk, micro] = self._pipeline.gradients.take()

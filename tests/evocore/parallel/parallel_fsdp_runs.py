@@ -9,9 +9,14 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import evocore.training.run as run_module
+from evocore.backends.cpu.device import CPUBackend
 from evocore.config import load_values
 from evocore.ops.attention import CuSeqlens
+from evocore.parallel.fsdp_deferral import DeferredRows
+from evocore.parallel.groups import Groups
 from evocore.parallel.launch import LaunchEnvironment
+from evocore.parallel.sizes import Sizes
+from evocore.parallel.topology import Topology
 from evocore.plugins.manager import load_plugins
 from evocore.training.observer import Observer
 
@@ -103,6 +108,27 @@ def exchanges(values):
     with Exchanges() as seen:
         train(values, mark)
     return seen.events
+
+
+def deferred_rows(shapes, micro_batches):
+    """The gradients of this rank's rows of weights, of which each has the numbers of its elements plus some more.
+
+    That is the rank and ten for each micro-batch. Two ranks share a weight, two replicas of it are on four ranks.
+    """
+    rank = dist.get_rank()
+    groups = Groups(Topology(Sizes(world=4, zero=2)), rank, CPUBackend())
+    zero, replicas = groups.get("zero"), groups.get("zero_replica")
+    weights = {name: torch.nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()}
+    rows = {name: [*weight.detach().chunk(2), weight.detach()[:0]][zero.rank] for name, weight in weights.items()}
+    deferred = DeferredRows(zero, replicas, torch.float32, lambda name: rows[name].view(-1))
+    for name, weight in weights.items():
+        deferred.gathered(name, {name: weight})
+    for micro in range(micro_batches):
+        for weight in weights.values():
+            deferred.deliver(weight, torch.arange(float(weight.numel())).view_as(weight) + rank + 10 * micro)
+        deferred.start()
+    deferred.finish()
+    return rows
 
 
 def losses_without_head(values):

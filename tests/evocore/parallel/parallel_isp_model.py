@@ -105,7 +105,7 @@ class Rank:
             self.weight,
             Weight(size=self.weight.size, **case.settings),
             {name: parameter.shape for name, parameter in whole.items()},
-            recomputed_blocks=model.spec.recompute_layers,
+            recomputed=range(model.spec.recompute_layers),
             keeps_buffers=case.keeps_buffers,
         )
         model.to_empty(device="cpu")

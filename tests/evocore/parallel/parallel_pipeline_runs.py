@@ -99,6 +99,9 @@ class Stage:
         self.losses[micro] = loss.item()
         return (loss,)
 
+    def begin_backward(self, micro):
+        pass
+
     def carried(self, micro):
         return (torch.empty(self.lengths[micro], WIDTH, device="meta"),)
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from parallel_fsdp_runs import MODEL, config, exchanges, held_bytes, losses_without_head, train
+from parallel_fsdp_runs import MODEL, config, deferred_rows, exchanges, held_bytes, losses_without_head, train
 from torch import nn
 
 from evocore.parallel.buckets import Member
@@ -19,6 +19,13 @@ UNFUSED = dict(num_kv_attention_heads=1, checkpoint=0.5)
 BIASED = dict(no_bias=False, qkv_bias=True, o_bias=True, mlp_bias=True, mlp_layer_fusion=True)
 OVERLAPPED = dict(overlap_sync_grad=True, overlap_sync_param=True)
 UNITS = 4  # embedding, two blocks, head
+
+
+DEEP = dict(num_layers=4)
+
+
+def stages(schedule):
+    return dict(zero1=dict(size=2), pipeline=dict(size=2, mode=schedule))
 
 
 def msp(size):
@@ -45,12 +52,15 @@ def single(tmp_path_factory):
         pytest.param(4, 4, 2, ON | dict(zero1=dict(size=2)), {}, OVERLAPPED, id="hybrid 2x2, accumulating"),
         pytest.param(4, 2, 2, ON | msp(2), UNFUSED, {}, id="msp 2 x 2, recomputing"),
         pytest.param(4, 2, 1, ON | dict(tensor=2), BIASED, OVERLAPPED, id="mtp 2 x 2, biases"),
+        pytest.param(8, 4, 2, ON | stages("1F1B"), DEEP, {}, id="hybrid 2x2 in 2 stages of 2 chunks"),
+        pytest.param(8, 4, 2, ON | stages("ZBV"), DEEP, OVERLAPPED, id="hybrid 2x2, zero-bubble"),
     ],
 )
 def test_losses_and_gradient_norms_are_those_of_one_process(
     ranks, tmp_path, single, world, data, micro, parallel, model, zero
 ):
-    blocks = dict(model=MODEL | model, hybrid_zero_optimizer=zero)
+    chunks = dict(num_chunks=2) if parallel.get("pipeline", {}).get("mode") == "1F1B" else {}
+    blocks = dict(model=MODEL | model | chunks, hybrid_zero_optimizer=zero)
     values = config(tmp_path, micro, blocks, **parallel)
     got, _ = ranks(world, train, values, evaluates=True, timeout=200)[0]
 
@@ -97,6 +107,18 @@ def test_blocks_are_gathered_ahead_and_replicas_exchange_once_per_step(ranks, tm
     counts = Counter(events)
     assert counts["_reduce_scatter_base_", 2] == 2 * UNITS
     assert counts["allreduce_", 2] == UNITS + 1  # after the last micro-batch only; and one bucket of norms
+
+
+def test_gradients_that_were_put_off_are_summed_over_ranks_micro_batches_and_replicas(ranks):
+    """Of weights whose rows do not divide evenly: the second rank of two has fewer of one, and none of the other."""
+    shapes = {"a": (5, 2), "b": (1, 3)}
+    rows = ranks(4, deferred_rows, shapes, micro_batches=2)
+
+    for name, shape in shapes.items():
+        each = torch.arange(float(math.prod(shape))).view(shape)
+        whole = sum(each + rank + 10 * micro for rank in range(4) for micro in range(2))
+        for first in (0, 2):  # of each replica
+            assert torch.equal(torch.cat([rows[first][name], rows[first + 1][name]]), whole)
 
 
 def test_a_rank_holds_its_part_of_weights_gradients_and_moments(ranks, tmp_path):

@@ -125,10 +125,10 @@ def interrupt_between(case):
         for parameter in rank.model.parameters():
             parameter.add_(1)
     block = rank.model.layers[1].feed_forward
-    swiglu, block.swiglu = block.swiglu, None
+    gated, block.gated = block.gated, None
     with pytest.raises(TypeError):
         rank.loss(0)
-    block.swiglu = swiglu
+    block.gated = gated
     with torch.no_grad():
         for parameter in rank.model.parameters():
             parameter.sub_(1)
