@@ -25,12 +25,13 @@ class Boxes:
     Attributes:
         shape: of the whole tensor.
         dtype: of its elements.
+        parts: where each box starts -> the memory that holds it.
     """
 
     def __init__(self, shape: tuple[int, ...], parts: Mapping[tuple[int, ...], Tensor]) -> None:
         first = next(iter(parts.values()))
         self.shape, self.dtype, self.is_meta = torch.Size(shape), first.dtype, first.is_meta
-        self._parts = {torch.Size(offsets): part for offsets, part in parts.items()}
+        self.parts = {torch.Size(offsets): part for offsets, part in parts.items()}
 
     @classmethod
     def of(cls, placement: Placement, local: Tensor) -> Tensor | Boxes:
@@ -43,7 +44,7 @@ class Boxes:
     def part(self, offset: torch.Size | None) -> Tensor:
         """The memory of the box that starts there."""
         assert offset is not None
-        return self._parts[offset]
+        return self.parts[offset]
 
     # --- what torch.distributed.checkpoint asks ---------------------------------------------------------------------
 
@@ -58,11 +59,11 @@ class Boxes:
                     size=self.shape,
                 ),
             )
-            for offset, part in self._parts.items()
+            for offset, part in self.parts.items()
         ]
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        return [ChunkStorageMetadata(offsets=offset, sizes=part.shape) for offset, part in self._parts.items()]
+        return [ChunkStorageMetadata(offsets=offset, sizes=part.shape) for offset, part in self.parts.items()]
 
 
 class BoxesSavePlanner(DefaultSavePlanner):

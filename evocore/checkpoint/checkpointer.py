@@ -194,21 +194,7 @@ class Checkpointer:
 
     def _complete(self, saved: Saved, step: int, config: JSON) -> None:
         """On the coordinator, when every rank's tensors are on the disk."""
-        texts = {
-            METADATA: Metadata(tensors=saved.tensors).model_dump_json().encode(),
-            STATE: to_json(saved.state),
-        }
-        if config is not None:
-            texts[CONFIG] = to_json(config)
-        files = {**saved.files, **{name: write_file(saved.folder / name, [text]) for name, text in texts.items()}}
-        manifest = Manifest(
-            step=step, evocore=__version__, torch=str(torch.__version__), world_size=saved.world_size, files=files
-        )
-        if problems := missing_or_cut(saved.folder, manifest):
-            raise OSError(
-                errno.ENOENT, f"rank 0 does not find what other ranks wrote ({problems[0]})", str(saved.folder)
-            )
-        write_file(saved.folder / MANIFEST, [manifest.model_dump_json(indent=1).encode()])
+        complete(saved, step, config)
         folders.commit(saved.folder, self.folder / str(step))
         if self._keep_last is not None:
             folders.prune(self.folder, step, self._keep_last)
@@ -225,6 +211,27 @@ class Checkpointer:
                 expected=f"a folder that every rank can write to, with room enough; {_free_space(self.folder)}",
                 fix=f"make room or choose another folder; the last good checkpoint: {good}",
             ) from error
+
+
+def complete(saved: Saved, step: int, config: JSON) -> None:
+    """Write what makes a folder a checkpoint once its tensors are on the disk: their description, and the manifest.
+
+    Raises:
+        OSError: a file cannot be written, or one that should be there is not.
+    """
+    texts = {
+        METADATA: Metadata(tensors=saved.tensors).model_dump_json().encode(),
+        STATE: to_json(saved.state),
+    }
+    if config is not None:
+        texts[CONFIG] = to_json(config)
+    files = {**saved.files, **{name: write_file(saved.folder / name, [text]) for name, text in texts.items()}}
+    manifest = Manifest(
+        step=step, evocore=__version__, torch=str(torch.__version__), world_size=saved.world_size, files=files
+    )
+    if problems := missing_or_cut(saved.folder, manifest):
+        raise OSError(errno.ENOENT, f"rank 0 does not find what other ranks wrote ({problems[0]})", str(saved.folder))
+    write_file(saved.folder / MANIFEST, [manifest.model_dump_json(indent=1).encode()])
 
 
 def _free_space(folder: Path) -> str:

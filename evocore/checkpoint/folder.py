@@ -71,6 +71,25 @@ def list_checkpoints(folder: Path) -> list[CheckpointInfo]:
     return sorted((_info(path) for path in paths), key=lambda info: info.step, reverse=True)
 
 
+def find_checkpoint(path: Path) -> Path:
+    """A checkpoint's own folder, or the newest complete one in a folder of checkpoints or in a run's folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (path / MANIFEST).is_file():
+        return path
+    for folder in (path / "checkpoints", path):
+        for info in list_checkpoints(folder):
+            if info.complete:
+                return info.path
+    raise UserError(
+        f"{path}: no complete checkpoint there",
+        f"a checkpoint's folder (it holds {MANIFEST}), a folder of checkpoints, or a run's folder",
+        "look with `evocore checkpoint ls FOLDER`; a run saves every ckpt.checkpoint_every steps and at its end",
+    )
+
+
 def begin(folder: Path, step: int) -> Path:
     """Make the working folder for a checkpoint of ``step``, after clearing away what dead writers left.
 

@@ -29,22 +29,29 @@ DTYPES = {
     "I32": torch.int32, "U32": torch.uint32, "F32": torch.float32, "I64": torch.int64, "U64": torch.uint64,
     "F64": torch.float64,
 }  # fmt: skip
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+"""Both ways between PyTorch's dtypes and the safetensors format's names."""
 _RESERVED = "__metadata__"
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One tensor to be written: its key in the file, dtype by the safetensors name, shape, and how to get it."""
+class Stored:
+    """One tensor in a file: its key there, dtype by the safetensors name, and shape."""
 
     key: str
     dtype: str
     shape: tuple[int, ...]
-    fetch: Callable[[], torch.Tensor]
 
     @property
     def bytes(self) -> int:
         return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Entry(Stored):
+    """One tensor to be written, and how to get it."""
+
+    fetch: Callable[[], torch.Tensor]
 
 
 def dtype_name(name: str, dtype: torch.dtype, layout: torch.layout) -> str:
@@ -53,13 +60,13 @@ def dtype_name(name: str, dtype: torch.dtype, layout: torch.layout) -> str:
     Raises:
         UserError: the tensor called ``name`` cannot be kept in a safetensors file.
     """
-    if dtype not in _NAMES or layout is not torch.strided or name == _RESERVED:
+    if dtype not in NAMES or layout is not torch.strided or name == _RESERVED:
         raise UserError(
             wrong=f"tensor {name!r} ({dtype}, {layout}) cannot be kept in a checkpoint",
-            expected=f"a dense tensor of {', '.join(str(known).removeprefix('torch.') for known in _NAMES)}",
+            expected=f"a dense tensor of {', '.join(str(known).removeprefix('torch.') for known in NAMES)}",
             fix=f"convert it before saving, or rename it if it is called {_RESERVED!r}",
         )
-    return _NAMES[dtype]
+    return NAMES[dtype]
 
 
 def write_tensors(path: Path, entries: Sequence[Entry]) -> FileRecord:
@@ -73,20 +80,31 @@ def write_tensors(path: Path, entries: Sequence[Entry]) -> FileRecord:
 
 
 def _blocks(entries: Sequence[Entry]) -> Iterator[bytes | memoryview]:
-    header, start = {}, 0
-    for entry in entries:
-        end = start + entry.bytes
-        header[entry.key] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": (start, end)}
-        start = end
-    assert len(header) == len(entries), "two entries with one key"
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
+    yield header(entries)
     for entry in entries:
         tensor = entry.fetch()
         assert tensor.dtype is DTYPES[entry.dtype] and tensor.shape == entry.shape, entry
-        dense = tensor.detach().cpu().contiguous()  # which, of up to one element, may keep any stride
-        yield dense.as_strided((dense.numel(),), (1,)).view(torch.uint8).numpy().data
+        yield bytes_of(tensor)
+
+
+def header(entries: Sequence[Stored], metadata: Mapping[str, str] | None = None) -> bytes:
+    """What a file begins with whose tensors follow one another in this order."""
+    found: dict[str, object] = {} if metadata is None else {_RESERVED: dict(metadata)}
+    start = 0
+    for entry in entries:
+        end = start + entry.bytes
+        found[entry.key] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": (start, end)}
+        start = end
+    assert len(found) == len(entries) + (metadata is not None), "two entries with one key"
+    text = json.dumps(found).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The elements of a tensor of any layout, row by row."""
+    dense = tensor.detach().cpu().contiguous()  # which, of up to one element, may keep any stride
+    return dense.as_strided((dense.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
 class ChunkFile:

@@ -1,0 +1,1 @@
+../../../evocore/hugging_face_class.py

@@ -1,0 +1,1 @@
+../../../evocore/released.py
