@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,31 +19,75 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Make and check tokenised datasets.", no_args_is_help=True)
 
+
+class Shape(StrEnum):
+    """As ``evocore.data.chat.conversation.Shape``, without importing the data room."""
+
+    auto = "auto"
+    text = "text"
+    alpaca = "alpaca"
+    sharegpt = "sharegpt"
+    messages = "messages"
+
+
+class Format(StrEnum):
+    """How files are spelled."""
+
+    evocore = "evocore"
+    internevo = "internevo"
+
+
 _COLUMNS = ("file", "type", "samples", "tokens", "min", "mean", "max", "largest id", "masked", "problems")
 
 
 @app.command()
 def tokenize(
     sources: Annotated[list[Path], typer.Argument(help="Text, JSON and JSON-lines files, or folders with such.")],
-    out: Annotated[Path, typer.Option(help="Folder that gets train/, valid/ and tokenizer.model.")],
-    tokenizer: Annotated[Path | None, typer.Option(help="SentencePiece model to use.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder that gets train/, valid/ and the tokenizer.")],
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="SentencePiece model or tokenizer.json to use, or a folder with one.")
+    ] = None,
     train_tokenizer: Annotated[bool, typer.Option("--train-tokenizer", help="Train a model on the text.")] = False,
     vocab_size: Annotated[int, typer.Option(help="Pieces of the model that is trained.")] = 8192,
     suffix: Annotated[
         list[str] | None,
         typer.Option(help="Ending of the files to take from folders; repeatable. [default: .txt .json .jsonl]"),
     ] = None,
-    field: Annotated[str, typer.Option(help="Where a JSON object holds its text.")] = "text",
+    shape: Annotated[
+        Shape,
+        typer.Option(
+            help="Of JSON records: text (under --field); alpaca (instruction, input, output); sharegpt "
+            "(conversations, from human and gpt); messages (role, content). [default: by its keys]",
+            show_default=False,
+        ),
+    ] = Shape.auto,
+    field: Annotated[str, typer.Option(help="Where a JSON object of shape text holds it.")] = "text",
+    chat_template: Annotated[
+        str | None,
+        typer.Option(
+            help="For conversations: chatml, llama2, llama3, internlm, internlm2, alpaca. [default: the tokenizer's]"
+        ),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out records of no known shape, with empty answers and so on.")
+    ] = False,
     exclude: Annotated[
         list[str] | None, typer.Option(help="Pattern of names to leave out of folders, such as tests; repeatable.")
     ] = None,
     valid_fraction: Annotated[float, typer.Option(min=0, max=0.99, help="Share that is held out.")] = 0.0,
-    append_bos: Annotated[bool, typer.Option(help="Begin each document with the begin id.")] = True,
-    append_eos: Annotated[bool, typer.Option(help="End each document with the end id.")] = True,
+    seed: Annotated[int, typer.Option(help="Of what is held out: by hash, whatever the order of the records.")] = 0,
+    append_bos: Annotated[bool, typer.Option(help="Begin plain text with the begin id.")] = True,
+    append_eos: Annotated[bool, typer.Option(help="End plain text with the end id.")] = True,
+    format: Annotated[
+        Format, typer.Option(help="internevo spells files as InternEvo does: masked ids are negative.")
+    ] = Format.evocore,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: one per core]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Turn text into a dataset to train on. The result does not depend on the number of workers."""
+    """Turn text and conversations into a dataset to train on; of conversations, answers alone are targets.
+
+    The result does not depend on the number of workers.
+    """
     if train_tokenizer == (tokenizer is not None):
         raise UserError(
             "--tokenizer and --train-tokenizer are both given" if train_tokenizer else "there is no tokenizer to use",
@@ -52,17 +97,35 @@ def tokenize(
     from dataclasses import asdict
 
     from evocore.cli.output import print_json
+    from evocore.data.chat.templates import template_named
     from evocore.data.encoding import Recipe
     from evocore.data.sources import DEFAULT_SUFFIXES, find_sources
     from evocore.data.tokenize import Destination, default_workers
     from evocore.data.tokenize import tokenize as run
+    from evocore.data.tokenizer import Tokenizer
+    from evocore.data.tokenizer_json import JsonTokenizer
 
+    if chat_template is not None:
+        template_named(chat_template)  # complains
+    from_json = tokenizer is not None and isinstance(Tokenizer.load(tokenizer), JsonTokenizer)
+    model = "tokenizer.json" if from_json else "tokenizer.model"
     sets = find_sources(sources, suffix or DEFAULT_SUFFIXES, exclude or ())
+    recipe = Recipe(
+        field=field,
+        append_bos=append_bos,
+        append_eos=append_eos,
+        valid_fraction=valid_fraction,
+        seed=seed,
+        shape=shape.value,
+        template=chat_template,
+        skip_bad=skip_bad,
+        internevo=format is Format.internevo,
+    )
     with _progress(sum(file.size for one in sets for file in one.files)) as advance:
         written = run(
             sets,
-            Recipe(field, append_bos, append_eos, valid_fraction),
-            Destination(out / "train", out / "valid", out / "tokenizer.model"),
+            recipe,
+            Destination(out / "train", out / "valid", out / model),
             tokenizer=tokenizer,
             vocab_size=vocab_size,
             workers=workers or default_workers(),
@@ -71,11 +134,15 @@ def tokenize(
     if as_json:
         print_json({"out": out, **asdict(written)})
         return
-    print(f"{out}: {written.vocab_size} pieces in tokenizer.model")
+    print(f"{out}: {written.vocab_size} pieces in {model}")
     print(f"train: {written.train_tokens:,} tokens in {written.train_samples:,} documents")
     print(f"valid: {written.valid_tokens:,} tokens in {written.valid_samples:,} documents")
     if written.unreadable_files:
         print(f"{written.unreadable_files} files are not UTF-8 and were left out")
+    if written.bad_records:
+        print(f"{written.bad_records} records were left out (--skip-bad)")
+    if written.lost_targets:
+        print(f"{written.lost_targets} tokens with id 0 are no targets: InternEvo's files cannot say it")
 
 
 @app.command()

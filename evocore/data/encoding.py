@@ -10,11 +10,14 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
+from evocore.data.chat.conversation import BadRecordError, Conversation, Shape, read_record
+from evocore.data.chat.segments import ChatTemplate, encode_segments
+from evocore.data.chat.templates import chat_template
 from evocore.data.record_writer import Record
-from evocore.data.sources import SourceFile, SourceSet, hashed, read_documents
+from evocore.data.sources import SourceFile, SourceRecord, SourceSet, hashed, read_records
 from evocore.data.tokenizer import Tokenizer
 
 _UNIT_BYTES = 1 << 20
@@ -23,22 +26,38 @@ _AHEAD = 4  # units under way for each process
 
 @dataclass(frozen=True)
 class Recipe:
-    """How text becomes token ids.
+    """How text and conversations become token ids.
 
     Args:
         field: where an object in a JSON file holds its text.
-        append_bos, append_eos: put the tokenizer's begin and end around each document.
+        append_bos, append_eos: put the tokenizer's begin and end around each document that is plain text.
         valid_fraction: share of the documents that is held out for validation.
+        seed: of the choice of those.
+        shape: of the records in JSON files.
+        template: name of the chat template; None for the tokenizer's own.
+        skip_bad: leave out records that are not what they should be.
+        internevo: write files as InternEvo writes them.
     """
 
     field: str = "text"
     append_bos: bool = True
     append_eos: bool = True
     valid_fraction: float = 0.0
+    seed: int = 0
+    shape: Shape = "text"
+    template: str | None = None
+    skip_bad: bool = False
+    internevo: bool = False
 
     def holds_out(self, key: str) -> bool:
         """Whether the file or document ``key`` goes to validation."""
-        return hashed(key, "valid") < self.valid_fraction
+        return hashed(key, f"valid:{self.seed}") < self.valid_fraction
+
+    def read(self, file: SourceFile, record: SourceRecord) -> str | Conversation:
+        """The document that a record is; as ``evocore.data.chat.conversation.read_record``."""
+        if not file.is_json:
+            return str(record.content)
+        return read_record(record.content, self.shape, self.field, record.place)
 
 
 @dataclass(frozen=True)
@@ -57,12 +76,20 @@ class Unit:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The records of one unit, and how many of its files are no UTF-8."""
+    """The records of one unit, and what was noticed on the way.
+
+    Attributes:
+        unreadable_files: that are no UTF-8.
+        bad_records: that were left out.
+        lost_targets: tokens with id 0 that should be targets, which InternEvo's files cannot say.
+    """
 
     unit: Unit
     train: list[Record]
     valid: list[Record]
-    unreadable_files: int
+    unreadable_files: int = 0
+    bad_records: int = 0
+    lost_targets: int = 0
 
 
 def make_units(one: SourceSet, held_out: set[SourceFile]) -> Iterator[Unit]:
@@ -100,17 +127,41 @@ class Encoder:
     def __call__(self, unit: Unit) -> Encoded:
         train: list[Record] = []
         valid: list[Record] = []
-        unreadable = 0
+        unreadable = bad = lost = 0
         for file in unit.files:
             readable = file.is_json
-            for key, text in read_documents(file, self._recipe.field):
+            for record in read_records(file):
                 readable = True
-                held_out = self._recipe.holds_out(key) if unit.held_out is None else unit.held_out
-                if text:
-                    ids = [*self._before, *self._tokenizer.encode(text), *self._after]
-                    (valid if held_out else train).append(Record.of(ids))
+                found = self._encode(file, record)
+                bad += found is None
+                if not found or not found[0]:
+                    continue
+                held_out = self._recipe.holds_out(record.key) if unit.held_out is None else unit.held_out
+                ids, trained = found
+                if self._recipe.internevo:
+                    lost += sum(trained[place] for place, token in enumerate(ids) if token == 0)
+                made = Record.of(ids, trained, internevo=self._recipe.internevo)
+                (valid if held_out else train).append(made)
             unreadable += not readable
-        return Encoded(unit, train, valid, unreadable)
+        return Encoded(unit, train, valid, unreadable, bad, lost)
+
+    def _encode(self, file: SourceFile, record: SourceRecord) -> tuple[list[int], list[bool]] | None:
+        """Ids and whether each is a target; None for what is left out."""
+        try:
+            document = self._recipe.read(file, record)
+            if isinstance(document, str):
+                ids = [*self._before, *self._tokenizer.encode(document), *self._after] if document else []
+                return ids, [True] * len(ids)
+            segments = self._template(document, record.place)
+        except BadRecordError:
+            if self._recipe.skip_bad:
+                return None
+            raise
+        return encode_segments(segments, self._tokenizer)
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return chat_template(self._recipe.template, self._tokenizer)
 
 
 def encode(units: Iterable[Unit], model: Path, recipe: Recipe, workers: int) -> Generator[Encoded]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, NamedTuple
@@ -22,11 +22,29 @@ class Record(NamedTuple):
     tokens: int
 
     @classmethod
-    def of(cls, tokens: Sequence[int]) -> Record:
-        inside = spell(tokens)
-        if inside is not None:
-            return cls(HEAD + inside + TAIL, len(tokens))
-        return cls(b'{"tokens": [%s]}\n' % ", ".join(map(str, tokens)).encode(), len(tokens))
+    def of(cls, tokens: Sequence[int], trained: Sequence[bool] | None = None, *, internevo: bool = False) -> Record:
+        """Spell a document.
+
+        Args:
+            trained: whether each token is a target; all are if left out.
+            internevo: write what InternEvo writes, byte for byte: no fixed places and no mask, so that a token with
+                id 0 is never a target.
+        """
+        if trained is None or all(trained):
+            inside = None if internevo else spell(tokens)
+            if inside is not None:
+                return cls(HEAD + inside + TAIL, len(tokens))
+            trained = [True] * len(tokens)
+        if not internevo and any(on for token, on in zip(tokens, trained, strict=True) if token == 0):
+            mask = _list(map(int, trained))
+            return cls(b'{"tokens": %s, "loss_mask": %s}\n' % (_list(tokens), mask), len(tokens))
+        signed = [token if on else -token for token, on in zip(tokens, trained, strict=True)]
+        return cls(b'{"tokens": %s}\n' % _list(signed), len(tokens))
+
+
+def _list(numbers: Iterable[int]) -> bytes:
+    """As ``json.dumps`` writes it."""
+    return b"[%s]" % ", ".join(map(str, numbers)).encode()
 
 
 class RecordWriter:

@@ -1,8 +1,9 @@
 """Text that can be tokenised: which files there are, which documents they hold, and which of those are held out.
 
 Text and source files are one document each, ``.jsonl`` has one in each line, ``.json`` one or a list of them. What is
-held out, and what a limit on the size leaves in, depends on hashes of relative paths: not on the order of the files,
-nor on where they lie.
+held out depends on hashes: of relative paths, and of what is in a JSON record. It does not depend on the order of
+files or records, nor on where they lie, and what is there twice is on one side. What a limit on the size leaves in
+depends on hashes of relative paths.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from evocore.errors import UserError
 
 DEFAULT_SUFFIXES = (".txt", ".json", ".jsonl")
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell them, UTF-8 cannot
 
 
 @dataclass(frozen=True)
@@ -135,52 +136,74 @@ def _limit(sets: list[SourceSet], max_bytes: int) -> list[SourceSet]:
     return [replace(one, files=tuple(kept[file] for file in one.files if file in kept)) for one in sets]
 
 
-def read_documents(file: SourceFile, field: str) -> Iterator[tuple[str, str]]:
-    """Key and text of each document in a file; nothing for a text file that is not UTF-8.
+@dataclass(frozen=True)
+class Place:
+    """Where a record is; as text, for a message, it names file and line."""
+
+    path: Path
+    entry: int | None = None
+    offset: int | None = None
+
+    def __str__(self) -> str:
+        if self.offset is None:
+            return f"{self.path}" if self.entry is None else f"{self.path}, entry {self.entry}"
+        with self.path.open("rb") as file:
+            before = file.read(self.offset).count(b"\n")
+        return f"{self.path}, line {before + 1}"
+
+
+class SourceRecord(NamedTuple):
+    """One document of a file.
+
+    Attributes:
+        key: what its hash says whether it is held out: the file's key, or the canonical form of a JSON record.
+        content: text of a text file; what the JSON says otherwise.
+    """
+
+    key: str
+    content: Any
+    place: Place
+
+
+def read_records(file: SourceFile) -> Iterator[SourceRecord]:
+    """The documents of a file; none of a text file that is not UTF-8.
 
     Raises:
-        UserError: if a JSON file is malformed or an object has no text in ``field``.
+        UserError: if a JSON file is malformed.
     """
     if file.path.suffix == ".jsonl":
-        yield from _read_lines(file, field)
+        yield from _read_lines(file)
     elif file.path.suffix == ".json":
-        content = _json(file.path.read_bytes(), f"{file.path}")
+        content = _json(file.path.read_bytes(), Place(file.path))
         for number, entry in enumerate(content if isinstance(content, list) else [content]):
-            yield f"{file.key}:{number}", _text(entry, field, f"{file.path}, entry {number}")
+            yield SourceRecord(_canonical(entry), entry, Place(file.path, entry=number))
     else:
         try:
-            yield file.key, file.path.read_bytes().decode("utf-8")
+            yield SourceRecord(file.key, file.path.read_bytes().decode("utf-8"), Place(file.path))
         except UnicodeDecodeError:
             return
 
 
-def _read_lines(file: SourceFile, field: str) -> Iterator[tuple[str, str]]:
+def _read_lines(file: SourceFile) -> Iterator[SourceRecord]:
     with file.path.open("rb") as lines:
         if file.start:
             lines.seek(file.start - 1)
             lines.readline()  # the line that began before belongs to the part before
         while (offset := lines.tell()) < file.stop and (line := lines.readline()):
             if line.strip():
-                where = f"{file.path}, line at byte {offset}"
-                yield f"{file.key}:{offset}", _text(_json(line, where), field, where)
+                place = Place(file.path, offset=offset)
+                entry = _json(line, place)
+                yield SourceRecord(_canonical(entry), entry, place)
 
 
-def _json(content: bytes, where: str) -> object:
+def _canonical(entry: Any) -> str:
+    return json.dumps(entry, sort_keys=True)
+
+
+def _json(content: bytes, place: Place) -> object:
     try:
         return json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{where} is not valid JSON ({error})", "JSON in UTF-8", "mend or leave out the file"
+            f"{place} is not valid JSON ({error})", "JSON in UTF-8", "mend or leave out the file"
         ) from None
-
-
-def _text(entry: object, field: str, where: str) -> str:
-    text = entry.get(field) if isinstance(entry, dict) else entry
-    if not isinstance(text, str):
-        keys = ", ".join(map(repr, entry)) if isinstance(entry, dict) else type(entry).__name__
-        raise UserError(
-            f"{where} has no text under {field!r}, but {keys}",
-            f'a string, or an object such as {{"{field}": "..."}}',
-            "name the field that holds the text with --field",
-        )
-    return _LONE_SURROGATE.sub("\N{REPLACEMENT CHARACTER}", text)

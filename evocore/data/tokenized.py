@@ -23,6 +23,11 @@ _TYPE_FOLDER = re.compile(rf"[z_]*({'|'.join(INTERNEVO_TYPES)})")
 _OPEN_FILES = 256  # mapped at a time: a process may usually hold 1024 descriptors
 
 
+def is_type(folder: str) -> bool:
+    """Whether InternEvo takes the name of a folder for a dataset type."""
+    return _TYPE_FOLDER.fullmatch(folder) is not None
+
+
 def find_bins(folder: Path) -> list[Path]:
     """All ``.bin`` files below ``folder`` in sorted order; links to folders are followed once each."""
     found, seen = [], set()

@@ -1,130 +1,95 @@
-"""Text to token ids and back, through a SentencePiece model; and training such a model on text or source code.
+"""Text to token ids and back, whatever the tokenizer is made with: what the data room and generation ask of one.
 
-A model that is trained here gives every text back exactly, character for character: no normalisation, no prefix, runs
-of spaces as pieces, newline, tab and carriage return as pieces of their own, and bytes for what is rare.
-Ids: 0 unknown (never produced), 1 begin of document, 2 end of document.
+SentencePiece models (``tokenizer.model``) and those of the library ``tokenizers`` (``tokenizer.json``) are read. Text
+never becomes a token with a meaning of its own: a document that spells ``<|im_end|>`` does not end a turn.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
-import sentencepiece
-
+from evocore.data.tokenizer_config import SpecialToken, TokenizerConfig
 from evocore.errors import UserError
 
-_SPACE = "\u2581"  # SentencePiece's spelling of a space, which is also a character of its own
-_LONGEST_LINE = 4096  # characters in one training sentence: longer ones teach nothing and cost much
-_OWN_PIECES = ["\n", "\t", "\r"]
+Follows = Literal["nothing", "token", "text"]
+"""What a text comes after: nothing, as it begins a document; a special token; or other text, which it goes on."""
+NAMES = ("tokenizer.json", "tokenizer.model")
+"""Of the files that are looked for in a folder."""
 
 
-class Tokenizer:
-    """A SentencePiece model, trained here or elsewhere; see :meth:`load`."""
+class Tokenizer(ABC):
+    """What both kinds have; see :meth:`load`.
 
-    def __init__(self, model: sentencepiece.SentencePieceProcessor) -> None:
-        self._model = model
-        # A model that puts a space before every text, as some from elsewhere do, cannot encode it in parts.
-        prefixes = model.encode("a", out_type=str)[0].startswith(_SPACE)
-        in_bytes = [model.piece_to_id(f"<0x{byte:02X}>") for byte in _SPACE.encode()]
-        self._space_ids = None if prefixes or model.unk_id() in in_bytes else in_bytes
+    Attributes:
+        files: that it was read from; the first one is the model.
+        config: of ``tokenizer_config.json`` beside it.
+    """
 
-    @classmethod
-    def load(cls, path: str | Path) -> Tokenizer:
-        """The tokenizer in the ``.model`` file ``path``.
+    files: tuple[Path, ...]
+    config: TokenizerConfig
+
+    @staticmethod
+    def load(path: str | Path) -> Tokenizer:
+        """The tokenizer in a file, or in a folder with one.
 
         Raises:
-            UserError: if the file is missing or is no SentencePiece model.
+            UserError: if there is none, or it is not what it should be.
         """
-        if not Path(path).is_file():
+        path = Path(path)
+        if path.is_dir():
+            path = next((path / name for name in NAMES if (path / name).is_file()), path / NAMES[0])
+        if not path.is_file():
             raise UserError(
                 f"there is no tokenizer at {path}",
-                "a SentencePiece .model file",
+                "a SentencePiece .model file, a tokenizer.json, or a folder with one of them",
                 "mend data.tokenizer_path or --tokenizer, or train one: `evocore data tokenize --train-tokenizer`",
             )
-        try:
-            return cls(sentencepiece.SentencePieceProcessor(model_file=str(path)))
-        except RuntimeError as error:
-            raise UserError(
-                f"{path} is no tokenizer ({error})",
-                "a SentencePiece .model file",
-                "copy the file again or name another one",
-            ) from None
+        with path.open("rb") as file:
+            is_json = file.read(64).lstrip().startswith(b"{")
+        if is_json:
+            from evocore.data.tokenizer_json import JsonTokenizer
+
+            return JsonTokenizer(path)
+        from evocore.data.sentencepiece_model import SentencePieceTokenizer
+
+        return SentencePieceTokenizer(path)
 
     @property
+    @abstractmethod
     def vocab_size(self) -> int:
         """Number of ids; all lie below it."""
-        return int(self._model.vocab_size())
 
     @property
+    @abstractmethod
     def bos_id(self) -> int:
-        """Id at the begin of a document; -1 if the model has none."""
-        return int(self._model.bos_id())
+        """Id at the begin of a document; -1 if it has none."""
 
     @property
+    @abstractmethod
     def eos_id(self) -> int:
-        """Id at the end of a document; -1 if the model has none."""
-        return int(self._model.eos_id())
+        """Id at the end of a document; -1 if it has none."""
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of ``text``, without begin and end of document."""
-        if self._space_ids is None or _SPACE not in text:
-            return list(self._model.encode(text))
-        first, *others = text.split(_SPACE)
-        ids = list(self._model.encode(first))
-        for part in others:
-            ids += self._space_ids
-            ids += self._model.encode(part)
-        return ids
+    @property
+    @abstractmethod
+    def special_tokens(self) -> Mapping[str, SpecialToken]:
+        """Tokens that no text becomes, by how they are written."""
 
+    @abstractmethod
+    def encode(self, text: str, follows: Follows = "nothing") -> list[int]:
+        """Ids of ``text``, without begin and end of document.
+
+        Args:
+            follows: what stands before it. Some tokenizers put a space before a text that begins a document; none
+                does so before one that goes on.
+        """
+
+    @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ``ids``; begin and end of document vanish."""
-        return str(self._model.decode(list(ids)))
+        """The text of ``ids``; special tokens vanish."""
 
-
-def train_tokenizer(texts: Iterable[str], path: Path, vocab_size: int) -> None:
-    """Train a byte-pair model with byte fallback on ``texts`` and write it to ``path``; deterministic.
-
-    Raises:
-        UserError: if the texts are too few or too plain for ``vocab_size`` pieces.
-    """
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sentences(texts),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            normalization_rule_name="identity",
-            remove_extra_whitespaces=False,
-            add_dummy_prefix=False,
-            allow_whitespace_only_pieces=True,
-            split_digits=True,
-            byte_fallback=True,
-            character_coverage=0.9999,
-            user_defined_symbols=_OWN_PIECES,
-            max_sentence_length=4 * _LONGEST_LINE,  # bytes; a character has at most four
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            num_threads=1,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        reason = str(error).rpartition("] ")[2] or "there is none"
-        raise UserError(
-            f"no tokenizer of {vocab_size} pieces can be trained on this text: {reason}",
-            "text with enough different words; at least 300 pieces or so, as 256 of them are bytes",
-            "change --vocab-size (data.raw.vocab_size), or give more text",
-        ) from None
-    path.write_bytes(model.getvalue())
-
-
-def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    """Lines: a piece never spans a newline, which is a piece of its own."""
-    for text in texts:
-        for line in text.split("\n"):
-            for start in range(0, len(line), _LONGEST_LINE):
-                yield line[start : start + _LONGEST_LINE]
+    def prompt(self, text: str) -> list[int]:
+        """Ids of a text to be continued: after the begin of a document, if there is such a token."""
+        return [*([self.bos_id] if self.bos_id >= 0 else []), *self.encode(text)]

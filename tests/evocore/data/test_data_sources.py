@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from evocore.data.sources import SourceFile, find_sources, hashed, read_documents
+from evocore.data.encoding import Recipe
+from evocore.data.sources import SourceFile, find_sources, hashed, read_records
 from evocore.errors import UserError
 
 
@@ -20,7 +21,7 @@ def keys(sets):
 
 def documents(path, field="text", start=0, stop=None):
     file = SourceFile(path, "k", start, path.stat().st_size if stop is None else stop)
-    return list(read_documents(file, field))
+    return [Recipe(field=field).read(file, record) for record in read_records(file)]
 
 
 def test_folders_and_files_become_sets_in_sorted_order(tmp_path):
@@ -46,7 +47,7 @@ def test_a_limit_chooses_files_by_their_names_and_cuts_lines(tmp_path):
     assert keys(find_sources([tmp_path / "there"], [".py"], max_bytes=205))["there"] == chosen
     assert set(chosen) < set(keys(find_sources([tmp_path / "here"], [".py"], max_bytes=305))["here"])
     assert chosen != sorted(f"{number}.py" for number in range(100))[:20]
-    assert len(list(read_documents(lines.files[0], "text"))) == 21  # the last one begins before the limit
+    assert len(list(read_records(lines.files[0]))) == 21  # the last one begins before the limit
 
 
 def test_every_kind_of_file_gives_its_documents(tmp_path):
@@ -56,11 +57,11 @@ def test_every_kind_of_file_gives_its_documents(tmp_path):
     )
     put(tmp_path, {"e.jsonl": '{"text": "x\\ud800"}\n\n"y"\n{"text": "z", "n": 1}'})
 
-    assert documents(tmp_path / "a.txt") == [("k", "á\r\nb")]
-    assert documents(tmp_path / "b.json") == [("k:0", "x"), ("k:1", "y")]
-    assert documents(tmp_path / "c.json", "body") == [("k:0", "z")]
+    assert documents(tmp_path / "a.txt") == ["á\r\nb"]
+    assert documents(tmp_path / "b.json") == ["x", "y"]
+    assert documents(tmp_path / "c.json", "body") == ["z"]
     assert documents(tmp_path / "d.py") == []
-    assert documents(tmp_path / "e.jsonl") == [("k:0", "x\ufffd"), ("k:21", "y"), ("k:25", "z")]
+    assert documents(tmp_path / "e.jsonl") == ["x\ufffd", "y", "z"]
 
 
 @pytest.mark.parametrize("cut", range(0, 60, 7))
@@ -75,10 +76,10 @@ def test_two_parts_of_a_file_of_lines_hold_each_line_once(tmp_path, cut):
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
-        ("a.jsonl", '"x"\n{"text": 1', "line at byte 4 is not"),
+        ("a.jsonl", '"x"\n{"text": 1', "line 2 is not"),
         ("a.jsonl", '{"body": "x", "id": 1}', "has no text under 'text', but 'body', 'id'"),
-        ("a.jsonl", '"x"\n17', "line at byte 4 has no text under 'text', but int"),
-        ("a.jsonl", b'"\xff"', "line at byte 0 is not"),
+        ("a.jsonl", '"x"\n17', "line 2 has no text under 'text', but int"),
+        ("a.jsonl", b'"\xff"', "line 1 is not"),
         ("a.json", '[{"text": "x"}, {"text": null}]', "entry 1 has no text"),
         ("a.json", "[", "a.json is not"),
     ],

@@ -13,10 +13,11 @@ from evocore.data.documents import Fragment
 from evocore.data.encoding import Recipe
 from evocore.data.record_writer import Record, RecordWriter
 from evocore.data.records import TokenizedFile
+from evocore.data.sentencepiece_model import train_tokenizer
 from evocore.data.sources import find_sources
 from evocore.data.tokenize import Destination, Written, tokenize
 from evocore.data.tokenized import TokenizedDocuments, find_bins
-from evocore.data.tokenizer import Tokenizer, train_tokenizer
+from evocore.data.tokenizer import Tokenizer
 from evocore.errors import UserError
 
 STDLIB = Path(email.__file__).parent
@@ -137,9 +138,9 @@ def test_a_tokenizer_is_trained_on_all_that_is_not_held_out(tmp_path, monkeypatc
     (tmp_path / "text/lines.jsonl").write_text("".join(f'"line {number}"\n' for number in range(40)))
     given = []
 
-    def train(texts, path, vocab_size):
+    def train(texts, path, vocab_size, special_tokens):
         given.extend(texts)
-        train_tokenizer(given, path, vocab_size)
+        train_tokenizer(given, path, vocab_size, special_tokens)
 
     monkeypatch.setattr(module, "train_tokenizer", train)
 
@@ -167,7 +168,7 @@ def test_after_a_mistake_nothing_is_left(tmp_path, model, workers, monkeypatch):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "x"}\n{"txt": "x"}\n')
 
-    with pytest.raises(UserError, match="bad.jsonl, line at byte 14 has no text under 'text'"):
+    with pytest.raises(UserError, match="bad.jsonl, line 2 has no text under 'text', but 'txt'"):
         make(tmp_path / "out", [bad], model, workers=workers)
     assert tree(tmp_path / "out") == {}
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from evocore.data.tokenizer import Tokenizer, train_tokenizer
+from evocore.data.sentencepiece_model import train_tokenizer
+from evocore.data.tokenizer import Tokenizer
 from evocore.errors import UserError
 
 SOURCE = sorted(Path(email.__file__).parent.glob("*.py"))
