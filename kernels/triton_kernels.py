@@ -15,6 +15,7 @@ import torch
 from evocore.kernels.launch import Launch
 from evocore.kernels.references import FLOATS
 from evocore.ops.attention import AttentionRequest
+from evocore.ops.cross_entropy import LinearCrossEntropyRequest
 from evocore.ops.kernel import Kernel, Request
 
 _FOLDERS = {
@@ -92,4 +93,6 @@ def _limits(request: Request) -> str | None:
         return f"rows of at most {WIDEST_ROW} elements"
     if isinstance(request, AttentionRequest) and request.head_dim > LARGEST_HEAD:
         return f"heads of at most {LARGEST_HEAD}"
+    if isinstance(request, LinearCrossEntropyRequest) and request.softcap is not None:
+        return "has no softcap"
     return None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from evocore.nn.experts import ExpertLinear
-from evocore.nn.layers import Embedding, Linear, RMSNorm
+from evocore.nn.layers import Embedding, Linear, Norm, RMSNorm
 from evocore.nn.router import Scorer
 from evocore.seeds import derive_seed
 
@@ -22,7 +22,7 @@ def initial_value(module: nn.Module, kind: str, shape: tuple[int, ...], generato
     """
     if kind == "bias":
         return torch.zeros(shape)
-    if isinstance(module, RMSNorm):
+    if isinstance(module, Norm | RMSNorm):
         return torch.full(shape, 0.0 if module.unit_offset else 1.0)
     if isinstance(module, Linear | Embedding | ExpertLinear | Scorer):
         return torch.empty(shape).normal_(0.0, module.init_std, generator=generator)
@@ -57,12 +57,14 @@ def initialise(
     """Fill every parameter of a model that is already on its device, and every buffer with zeros.
 
     The normal distributions are drawn on the host in float32 and rounded to the parameter's dtype, so that every
-    device and every layout starts from the same model.
+    device and every layout starts from the same model. A model with a method ``initial_value`` draws by that, and has
+    filled its buffers itself.
 
     Args:
         cuts: by parameter name; None if all are whole.
         held: the memory behind a parameter, where it is not the parameter itself.
     """
+    draw = getattr(model, "initial_value", initial_value)
     names = {parameter: name for name, parameter in model.named_parameters()}
     for prefix, module in model.named_modules():
         for kind, parameter in module.named_parameters(prefix="", recurse=False):
@@ -70,7 +72,7 @@ def initialise(
             if names[parameter] != name:
                 continue  # tied to one that has its value
             shape = tuple(parameter.shape) if cuts is None else cuts[name].shape
-            value = initial_value(module, kind, shape, generator_of(seed, name))
+            value = draw(module, kind, shape, generator_of(seed, name))
             held(parameter).copy_(value if cuts is None else cuts[name].take(value))
-    for buffer in model.buffers():
+    for buffer in [] if hasattr(model, "initial_value") else model.buffers():
         buffer.zero_()

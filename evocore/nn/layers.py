@@ -61,15 +61,45 @@ class Embedding(nn.Module):
         return F.embedding(tokens_T, self.weight)
 
 
-class RMSNorm(UsesOps):
-    """RMSNorm that also adds what the last block computed to the residual stream.
+class _Scaled(UsesOps):
+    """What the norms share: one weight of their width, and what is asked of their kernels.
 
     Args:
+        role: ``NORM``, or ``HEAD_NORM`` where a rank of a tensor group normalises its own heads only.
         dtype: of the activations; the weight has ``weight_dtype``, float32 if norms are kept in float32.
-        residual_dtype: of the residual stream.
     """
 
     rms_norm: Callable[..., Tensor]
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        role: Role = Role.NORM,
+        eps: float,
+        dtype: torch.dtype,
+        weight_dtype: torch.dtype,
+        unit_offset: bool = False,
+    ) -> None:
+        super().__init__()
+        self.role, self.eps, self.dtype, self.unit_offset = role, eps, dtype, unit_offset
+        self.weight = nn.Parameter(torch.empty(width, dtype=weight_dtype))
+
+    def requests(self) -> dict[str, Request]:
+        return {"rms_norm": RMSNormRequest(self.dtype, self.weight.shape[0], self.unit_offset)}
+
+
+class Norm(_Scaled):
+    """RMSNorm by itself, of whatever rows ``[..., D]`` it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y_TD = self.rms_norm(x.flatten(0, -2), self.weight, eps=self.eps, unit_offset=self.unit_offset)
+        return y_TD.view(x.shape)
+
+
+class RMSNorm(_Scaled):
+    """RMSNorm that also adds what the last block computed to the residual stream, which has ``residual_dtype``."""
+
     add_rms_norm: Callable[..., tuple[Tensor, Tensor]]
 
     def __init__(
@@ -82,18 +112,13 @@ class RMSNorm(UsesOps):
         residual_dtype: torch.dtype,
         unit_offset: bool = False,
     ) -> None:
-        super().__init__()
-        self.role, self.eps, self.unit_offset = Role.NORM, eps, unit_offset
-        self.dtype, self.residual_dtype = dtype, residual_dtype
-        self.weight = nn.Parameter(torch.empty(width, dtype=weight_dtype))
+        super().__init__(width, eps=eps, dtype=dtype, weight_dtype=weight_dtype, unit_offset=unit_offset)
+        self.residual_dtype = residual_dtype
 
     def requests(self) -> dict[str, Request]:
-        width = self.weight.shape[0]
         wide = self.residual_dtype == torch.float32 != self.dtype
-        return {
-            "rms_norm": RMSNormRequest(self.dtype, width, self.unit_offset),
-            "add_rms_norm": AddRMSNormRequest(self.dtype, width, self.unit_offset, residual_in_fp32=wide),
-        }
+        summed = AddRMSNormRequest(self.dtype, self.weight.shape[0], self.unit_offset, residual_in_fp32=wide)
+        return super().requests() | {"add_rms_norm": summed}
 
     def forward(self, x_TD: Tensor, residual_TD: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the normalised sum and the new residual stream; without one, x starts it."""

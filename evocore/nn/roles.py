@@ -6,7 +6,10 @@ from enum import Enum
 
 
 class Role(Enum):
-    """The part that a layer plays in a transformer."""
+    """The part that a layer plays in a transformer.
+
+    ``REPLICATED`` is a projection that every rank of a tensor group has whole, and computes of its own tokens.
+    """
 
     QKV = "qkv"
     OUT = "out"
@@ -17,5 +20,7 @@ class Role(Enum):
     EMBEDDING = "embedding"
     HEAD = "head"
     NORM = "norm"
+    HEAD_NORM = "head_norm"
+    REPLICATED = "replicated"
     ROUTER = "router"
     EXPERT = "expert"

@@ -17,8 +17,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from evocore.nn import routing
+from evocore.nn.balance import BalanceOverLayers
+from evocore.nn.draws import gumbel, uniform
 from evocore.nn.roles import Role
-from evocore.nn.routing import RoutingRule
+from evocore.nn.routing import JITTER, RoutingRule
+from evocore.seeds import derive_seed
 
 
 class Scorer(nn.Module):
@@ -108,7 +111,9 @@ class Router(Scorer):
     Attributes:
         tokens: who has the rest of the micro-batch.
         loss_weights: of the auxiliary losses; none unless training sets them.
+        together: makes one balance loss of those of all layers; None for a loss of each.
         record: of what it did with gradients enabled.
+        seed: of the random numbers of a micro-batch, in training if the rule needs any.
         bias: float32 ``[E]``, added to the scores when experts are chosen and not otherwise; None without it.
     """
 
@@ -118,15 +123,22 @@ class Router(Scorer):
         super().__init__(width, rule.experts, init_std=init_std)
         self.rule, self.layer = rule, layer
         self.tokens, self.loss_weights, self.record = MicroBatchTokens(), LossWeights(), Record(rule.experts)
-        bias = torch.zeros(rule.experts, dtype=torch.float32) if rule.bias_rate else None
+        self.seed: int | None = None
+        self.together: BalanceOverLayers | None = None
+        bias = torch.zeros(rule.experts, dtype=torch.float32) if rule.bias_rate is not None else None
         self.register_buffer("bias", bias)
 
     def forward(self, x_TD: Tensor) -> Routing:  # type: ignore[override]
         rule = self.rule
+        if self.training and rule.noise == "jitter":
+            x_TD = x_TD.float() * (1 + JITTER * (2 * uniform(*self._drawn(x_TD, "input"), x_TD.shape[1]) - 1))
         logits_TE = super().forward(x_TD)
         scores_TE = routing.expert_scores(logits_TE, rule.scores)
+        ranking_TE = scores_TE.detach()
+        if self.training and rule.noise == "gumbel":
+            ranking_TE = logits_TE.detach() + gumbel(*self._drawn(x_TD, "choice"), rule.experts)
         wanted_TK = routing.choose_experts(
-            scores_TE.detach(), rule.top_k, bias_E=self.bias, groups=rule.groups, kept_groups=rule.kept_groups
+            ranking_TE, rule.top_k, bias_E=self.bias, groups=rule.groups, kept_groups=rule.kept_groups
         )
         scores_TK = scores_TE.gather(1, wanted_TK)
         experts_TK = self._drop(wanted_TK, scores_TK.detach())
@@ -143,15 +155,24 @@ class Router(Scorer):
 
     def correct_bias(self, load_E: Tensor) -> None:
         """Balance a step's loads, those of all tokens that it trained on."""
-        if self.bias is not None:
+        if self.bias is not None and self.rule.bias_rate:
             self.bias.copy_(routing.corrected_bias(self.bias, load_E, self.rule.bias_rate))
+
+    def _drawn(self, x_TD: Tensor, purpose: str) -> tuple[int, Tensor]:
+        """Key and rows of this rank's random numbers."""
+        assert self.seed is not None, "no seed was set for a micro-batch of training"
+        places_T = torch.arange(len(x_TD) * self.tokens.parts, dtype=torch.int64, device=x_TD.device)
+        return derive_seed(self.seed, self.layer, purpose), self.tokens.own(places_T)
 
     def _drop(self, wanted_TK: Tensor, scores_TK: Tensor) -> Tensor:
         capacity = self.rule.capacity(len(wanted_TK) * self.tokens.parts, self.training)
         if capacity is None:
             return wanted_TK
+        order = self.rule.drop_order
+        if self.training and order == "random":
+            scores_TK, order = uniform(*self._drawn(wanted_TK, "order"), self.rule.top_k), "probs"
         everyones = self.tokens.gather(wanted_TK), self.tokens.gather(scores_TK)
-        return self.tokens.own(routing.drop(*everyones, self.rule.experts, capacity, self.rule.drop_order))
+        return self.tokens.own(routing.drop(*everyones, self.rule.experts, capacity, order))
 
     def _account(self, logits_TE: Tensor, scores_TE: Tensor, wanted_TK: Tensor, experts_TK: Tensor) -> Tensor | None:
         """Record the pass and return the weighted sum of its auxiliary losses, if they have weights."""
@@ -164,7 +185,11 @@ class Router(Scorer):
             counted_E = routing.loads(wanted_TK[:, :1], rule.experts) if rule.balance_first else load_E
             parts = [counted_E.float(), probability_TE.sum(0), routing.z_losses(logits_TE).sum(0, keepdim=True)]
             counted_E, probability_E, z = self.tokens.sum(torch.cat(parts)).split([rule.experts, rule.experts, 1])
-            balance, z = routing.balance_loss(counted_E.detach(), probability_E / tokens), z.squeeze(0) / tokens
+            if self.together is None:
+                balance = routing.balance_loss(counted_E.detach(), probability_E / tokens)
+            else:
+                balance = self.together.loss(counted_E.detach(), probability_E, tokens, again=_recomputes())
+            z = z.squeeze(0) / tokens
             loss = weights.balance * balance + weights.z * z
         if not _recomputes():
             with torch.no_grad():

@@ -19,9 +19,16 @@ DROPPED = -1
 """In place of an expert's number: the expert was full."""
 
 Scores = Literal["softmax", "sigmoid"]
-DropOrder = Literal["probs", "position", "choice"]
-"""Who goes first where an expert's places are few: the highest score; the first token; or GShard's order, the first
-choices of all tokens before any second choice, and tokens in order."""
+DropOrder = Literal["probs", "position", "choice", "random"]
+"""Who goes first where an expert's places are few: the highest score; the first token; GShard's order, the first
+choices of all tokens before any second choice, and tokens in order; or in training who is drawn, and otherwise
+GShard's order (its random token selection)."""
+
+Noise = Literal["jitter", "gumbel"]
+"""In training: the router's input is multiplied by numbers around one; or what is drawn is added to logits before
+experts are chosen, which so are a sample from their probabilities, and nothing to their weights."""
+JITTER = 0.01
+"""By how much the numbers may differ from one (Fedus et al., 2022, section 2.4)."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,11 @@ class RoutingRule:
         eval_capacity_factor: likewise outside of training.
         min_capacity: the least that an expert takes.
         drop_order: see ``DropOrder``.
+        noise: see ``Noise``; None for none.
         balance_first: the balance loss counts first choices only (GShard) instead of all (Switch, where K is 1).
+        balance_layers: there is one balance loss over all layers at once (Hugging Face), see ``evocore.nn.balance``.
         bias_rate: by how much a step corrects the bias with which experts are chosen, DeepSeek-V3's way to balance
-            loads without a loss; 0 for no bias.
+            loads without a loss; None for no bias.
     """
 
     experts: int
@@ -58,8 +67,15 @@ class RoutingRule:
     eval_capacity_factor: float | None = None
     min_capacity: int = 0
     drop_order: DropOrder = "probs"
+    noise: Noise | None = None
     balance_first: bool = False
-    bias_rate: float = 0.0
+    balance_layers: bool = False
+    bias_rate: float | None = None
+
+    @property
+    def draws(self) -> bool:
+        """Whether training needs random numbers."""
+        return self.noise is not None or self.drop_order == "random"
 
     def capacity(self, tokens: int, training: bool) -> int | None:
         """Choices that each expert takes of a micro-batch of so many tokens; None for all."""
@@ -105,10 +121,12 @@ def capacity(tokens: int, experts: int, top_k: int, factor: float, minimum: int 
 def drop(experts_TK: Tensor, scores_TK: Tensor, experts: int, capacity: int, order: DropOrder) -> Tensor:
     """``experts_TK`` with ``DROPPED`` for what an expert takes no more, when choices come to it in ``order``.
 
+    Random numbers are given as scores of the order "probs".
+
     Ties of scores go to the earlier token, then to the earlier choice.
     """
     tokens, top_k = experts_TK.shape
-    if order == "choice":
+    if order in ("choice", "random"):
         place_TK = _places(experts_TK.T.flatten(), experts).view(top_k, tokens).T
     elif order == "position":
         place_TK = _places(experts_TK.flatten(), experts).view(tokens, top_k)

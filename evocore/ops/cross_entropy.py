@@ -131,12 +131,14 @@ class CrossEntropyShard(NamedTuple):
 
 
 class LinearCrossEntropy(Protocol):
-    """``cross_entropy(hidden @ weight.T)`` in pieces: the ``[T, V]`` logits never exist as a whole.
+    """``cross_entropy(softcap(hidden @ weight.T))`` in pieces: the ``[T, V]`` logits never exist as a whole.
 
     Args:
         hidden_TD: any strides; not modified.
         weight_VD: rows of the output head, in the dtype of ``hidden_TD``.
         labels_T, weights_T, ignore_index, label_smoothing, z_loss: as in ``cross_entropy``.
+        softcap: logits x become ``softcap * tanh(x / softcap)`` (Gemma 2), which is not rounded before the softmax;
+            None for none.
 
     Returns:
         A ``TokenLoss``; logits are rounded to the dtype of ``hidden_TD`` before the softmax at most. Differentiable
@@ -154,6 +156,7 @@ class LinearCrossEntropy(Protocol):
         ignore_index: int = IGNORE_INDEX,
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
+        softcap: float | None = None,
     ) -> TokenLoss: ...
 
 
@@ -181,10 +184,11 @@ class CrossEntropyShardRequest(Request):
 
 @dataclass(frozen=True)
 class LinearCrossEntropyRequest(Request):
-    """``width`` is D, ``vocab`` is V."""
+    """``width`` is D, ``vocab`` is V; calls have the ``softcap`` of the request."""
 
     width: int
     vocab: int
+    softcap: float | None = None
 
     @property
     def op(self) -> str:

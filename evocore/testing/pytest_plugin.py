@@ -35,6 +35,7 @@ def ranks() -> Iterator[Callable[..., list[Any]]]:
     """
     from evocore.testing.distributed import RankPools
 
-    pools = RankPools()
+    # What most tests run; importing it in each process would take longer than many of these tests.
+    pools = RankPools(preload=("evocore.training.run", "torch._dynamo"))
     yield pools.run
     pools.close()

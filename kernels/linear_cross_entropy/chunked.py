@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from evocore.kernels.cross_entropy.rows import Terms, loss_rows, weighted_sum
 from evocore.ops.cross_entropy import IGNORE_INDEX, TokenLoss
+from evocore.ops.softcap import capped, slope
 
 CHUNK = 2**21
 """Elements of a chunk's logits: enough rows for an efficient product, few enough to stay in the last cache."""
@@ -27,11 +28,12 @@ def linear_cross_entropy(
     ignore_index: int = IGNORE_INDEX,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
+    softcap: float | None = None,
 ) -> TokenLoss:
     grads = torch.is_grad_enabled()
     wants = (grads and hidden_TD.requires_grad, grads and weight_VD.requires_grad)
     terms = Terms(ignore_index, label_smoothing, z_loss)
-    return TokenLoss(*_LinearCrossEntropy.apply(hidden_TD, weight_VD, labels_T, weights_T, terms, wants))
+    return TokenLoss(*_LinearCrossEntropy.apply(hidden_TD, weight_VD, labels_T, weights_T, terms, softcap, wants))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -43,6 +45,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         labels_T: Tensor,
         weights_T: Tensor | None,
         terms: Terms,
+        softcap: float | None,
         wants: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor, Tensor]:
         tokens, vocab, dtype = len(hidden_TD), len(weight_VD), hidden_TD.dtype
@@ -61,9 +64,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             logits_CV, probs_CV = logits[: len(hidden_CD)], probs[: len(hidden_CD)]
             torch.mm(hidden_CD, weight_VD.T, out=logits_CV)
             weights_C = None if weights_T is None else weights_T[part]
+            capped_CV = logits_CV if softcap is None else capped(logits_CV, softcap)
             loss_T[part], correct_T[part] = loss_rows(
-                logits_CV, labels_T[part], weights_C, terms, probs_CV, any(wants)
+                capped_CV, labels_T[part], weights_C, terms, probs_CV, any(wants)
             )
+            if softcap is not None and any(wants):
+                probs_CV.mul_(slope(capped_CV, softcap))
             grad_CV = probs_CV if dtype == compute else logits_CV.copy_(probs_CV)
             if grad_hidden_TD is not None:
                 torch.mm(grad_CV, weight_VD, out=grad_hidden_TD[part])
@@ -80,6 +86,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if grad_total is None:
-            return (None,) * 6
+            return (None,) * 7
         grads = (None if grad is None else grad * grad_total.to(grad.dtype) for grad in ctx.saved_tensors)
-        return (*grads, None, None, None, None)
+        return (*grads, None, None, None, None, None)

@@ -44,7 +44,9 @@ def linear_cross_entropy(launch: Launch) -> LinearCrossEntropy:
         ignore_index: int = IGNORE_INDEX,
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
+        softcap: float | None = None,
     ) -> TokenLoss:
+        assert softcap is None, "requests with a softcap are refused"
         grads = torch.is_grad_enabled()
         wants = (grads and hidden_TD.requires_grad, grads and weight_VD.requires_grad)
         terms = Terms(ignore_index, label_smoothing, z_loss)

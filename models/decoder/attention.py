@@ -12,7 +12,7 @@ from torch import Tensor
 
 from evocore.models.decoder.cache import KeyValueCache
 from evocore.models.decoder.spec import DecoderSpec
-from evocore.nn.layers import Linear
+from evocore.nn.layers import Linear, Norm
 from evocore.nn.projecting import Projecting
 from evocore.nn.roles import Role
 from evocore.ops.attention import AttentionBlockRequest, AttentionRequest, CuSeqlens
@@ -21,7 +21,7 @@ from evocore.ops.rotary import RotaryRequest
 
 
 class SelfAttention(Projecting):
-    """``wo(attention(rotary(q), rotary(k), v))``.
+    """``wo(attention(rotary(q), rotary(k), v))``, where q and k may be normalised head by head before.
 
     Attributes:
         heads, kv_heads: of the projections.
@@ -41,7 +41,9 @@ class SelfAttention(Projecting):
         self.layer, self.interleaved = layer, spec.rope_interleaved
         self.head_parts = self.context_parts = 1
         self.heads, self.kv_heads, self.head_dim = spec.heads, spec.kv_heads, spec.head_dim
-        self.dtype = spec.numerics.dtype
+        self.dtype, self.window, self.softcap = spec.numerics.dtype, spec.window(layer), spec.attention_softcap
+        named = dict(window=self.window, softcap=self.softcap, scale=spec.attention_scale)
+        self._options = {name: value for name, value in named.items() if value is not None}
         options: dict[str, Any] = dict(role=Role.QKV, dtype=self.dtype, init_std=spec.init.qkv, bias=spec.qkv_bias)
         self.fused = spec.fused_qkv
         if self.fused:
@@ -52,6 +54,8 @@ class SelfAttention(Projecting):
             for name, heads in (("q", spec.heads), ("k", spec.kv_heads), ("v", spec.kv_heads)):
                 rows = heads * spec.head_dim
                 setattr(self, f"w{name}", Linear(spec.hidden, rows, segments=[(name, rows)], **options))
+        self.q_norm = self._head_norm(spec) if spec.head_norms else None
+        self.k_norm = self._head_norm(spec) if spec.head_norms else None
         self.wo = Linear(
             spec.heads * spec.head_dim,
             spec.hidden,
@@ -63,9 +67,15 @@ class SelfAttention(Projecting):
 
     def requests(self) -> dict[str, Request]:
         asked = AttentionRequest if self.context_parts == 1 else AttentionBlockRequest
+        kv_heads = max(1, self.kv_heads // self.head_parts)
         return {
             "attention": asked(
-                self.dtype, self.heads // self.head_parts, max(1, self.kv_heads // self.head_parts), self.head_dim
+                self.dtype,
+                self.heads // self.head_parts,
+                kv_heads,
+                self.head_dim,
+                window=self.window,
+                softcap=self.softcap,
             ),
             "rotary": RotaryRequest(self.dtype, self.head_dim, self.head_dim // 2, self.interleaved),
         }
@@ -74,14 +84,28 @@ class SelfAttention(Projecting):
         self, x_TD: Tensor, angles: tuple[Tensor, Tensor], documents: CuSeqlens, cache: KeyValueCache | None
     ) -> Tensor:
         q_TNH, k_TKH, v_TKH = self._project(x_TD)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_TNH, k_TKH = self.q_norm(q_TNH), self.k_norm(k_TKH)
         q_TNH = self.rotary(q_TNH, *angles, interleaved=self.interleaved)
         k_TKH = self.rotary(k_TKH, *angles, interleaved=self.interleaved)
         k_documents = documents
         if cache is not None:
             k_TKH, v_TKH = cache.append(self.layer, k_TKH, v_TKH, documents)
             k_documents = cache.documents
-        mixed_TNH = self.attention(q_TNH, k_TKH, v_TKH, q_documents=documents, k_documents=k_documents)
+        mixed_TNH = self.attention(
+            q_TNH, k_TKH, v_TKH, q_documents=documents, k_documents=k_documents, **self._options
+        )
         return self.fan_in(mixed_TNH.flatten(1), self.wo)
+
+    def _head_norm(self, spec: DecoderSpec) -> Norm:
+        return Norm(
+            spec.head_dim,
+            role=Role.HEAD_NORM,
+            eps=spec.norm_eps,
+            dtype=self.dtype,
+            weight_dtype=spec.numerics.norm_dtype,
+            unit_offset=spec.unit_offset,
+        )
 
     def _project(self, x_TD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if not self.fused:

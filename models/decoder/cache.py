@@ -16,6 +16,8 @@ from evocore.ops.attention import CuSeqlens
 class KeyValueCache:
     """One buffer ``[B, L, K, H]`` of keys and one of values per layer.
 
+    What is kept need not be keys and values of heads, but whatever these are made of; the two may differ in width.
+
     Call ``extend`` once before each forward pass, then every layer calls ``append``.
     """
 
@@ -27,12 +29,13 @@ class KeyValueCache:
         capacity: int,
         kv_heads: int,
         head_dim: int,
+        value_dim: int | None = None,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        shape = (layers, sequences, capacity, kv_heads, head_dim)
-        self._keys = torch.empty(shape, dtype=dtype, device=device)
-        self._values = torch.empty(shape, dtype=dtype, device=device)
+        shape = layers, sequences, capacity, kv_heads
+        self._keys = torch.empty(*shape, head_dim, dtype=dtype, device=device)
+        self._values = torch.empty(*shape, value_dim or head_dim, dtype=dtype, device=device)
         self._device, self.capacity = device, capacity
         self.lengths = [0] * sequences
         self._starts = [0] * sequences

@@ -8,7 +8,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from evocore.models.decoder.feed_forward import FeedForward
-from evocore.models.decoder.spec import DecoderSpec, MixtureSpec
+from evocore.models.decoder.mixture_spec import MixtureSpec
+from evocore.models.decoder.spec import DecoderSpec
 from evocore.nn.experts import RoutedExperts
 from evocore.nn.router import Router, Scorer
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
+from typing import Any, Literal
 
+from evocore.models.decoder.mixture_spec import MixtureSpec, read_mixture
+from evocore.models.decoder.rope import PLAIN, RopeScaling
 from evocore.nn.family import Numerics
-from evocore.nn.routing import RoutingRule
+
+Activation = Literal["silu", "gelu_tanh"]
 
 
 @dataclass(frozen=True)
@@ -33,22 +36,23 @@ class InitialStd:
 
 
 @dataclass(frozen=True)
-class MixtureSpec:
-    """A mixture of experts in the place of the MLP.
+class LatentSpec:
+    """Multi-head latent attention: see ``evocore.models.decoder.latent_attention``.
 
     Attributes:
-        rule: how many experts there are, and how tokens are sent to them.
-        width: of one expert.
-        shared_width: of the MLP that every token visits as well; 0 for none.
-        shared_gate: its output is scaled by a sigmoid of the token.
-        dense_layers: the first so many layers have the plain MLP.
+        q_rank: width of the latent of queries; 0 if they have none.
+        kv_rank: width of the latent of keys and values.
+        nope, rope: features of a query or key that have no position, and that are rotated.
+        value: features of a value.
+        norm_eps: of the norms of latents, which DeepSeek has not made an option.
     """
 
-    rule: RoutingRule
-    width: int
-    shared_width: int = 0
-    shared_gate: bool = False
-    dense_layers: int = 0
+    q_rank: int
+    kv_rank: int
+    nope: int
+    rope: int
+    value: int
+    norm_eps: float = 1e-6
 
 
 @dataclass(frozen=True)
@@ -63,8 +67,19 @@ class DecoderSpec:
         norm_head: the rows of the head are scaled to length one in every forward pass (InternLM2, Baichuan2).
         embed_grad_scale: factor of the embedding's gradient (GLM-130B, section 3.1).
         tied: the head's weight is the embedding's, and starts as one.
+        rope: how the rotary angles are stretched.
+        activation: of the MLP's gate: SiLU, or GELU in its tanh form (Gemma).
+        unit_offset: norms multiply by one plus their weight (Gemma).
+        post_norms: what attention and MLP compute is normalised before it is added (Gemma 2).
+        head_norms: queries and keys are normalised head by head before they are rotated (Qwen3).
+        embedding_scale: factor of the embedding, rounded to the dtype of the activations (Gemma).
+        attention_scale: factor of the scores; None for ``1 / sqrt(head_dim)``.
+        attention_softcap, head_softcap: soft caps of attention scores and of the head's; None for none (Gemma 2).
+        windows: for each layer how many tokens back it sees, itself included, or None for all; () if all see all.
         recompute_layers: the first so many blocks drop their activations and compute them again in backward.
         mixture: experts in the place of the MLP; None for a dense model.
+        predictors: blocks behind the last one that predict further tokens in training.
+        latent: keys and values come from a latent; None for those of the plain kind.
     """
 
     vocab: int
@@ -87,8 +102,29 @@ class DecoderSpec:
     embed_grad_scale: float = 1.0
     recompute_layers: int = 0
     mixture: MixtureSpec | None = None
+    latent: LatentSpec | None = None
+    predictors: int = 0
     tied: bool = False
+    rope: RopeScaling = PLAIN
+    activation: Activation = "silu"
+    unit_offset: bool = False
+    post_norms: bool = False
+    head_norms: bool = False
+    embedding_scale: float = 1.0
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    head_softcap: float | None = None
+    windows: tuple[int | None, ...] = ()
     init: InitialStd = InitialStd()
+
+    def window(self, layer: int) -> int | None:
+        """That of one layer; predictors have the last one's."""
+        return self.windows[min(layer, self.layers - 1)] if self.windows else None
+
+    @property
+    def rotary_dim(self) -> int:
+        """Rotated features of a head."""
+        return self.head_dim if self.latent is None else self.latent.rope
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -101,14 +137,18 @@ def from_settings(settings: Mapping[str, Any], numerics: Numerics, **quirks: Any
     heads, layers = settings["num_attention_heads"], settings["num_layers"]
     hidden = settings["hidden_size"]
     std = {name: settings.get(f"{name}_init_std") for name in _INIT_KEYS}
+    scalar = settings.get("query_pre_attn_scalar")
+    latent = _latent(settings) if settings.get("kv_lora_rank") else None
+    head_dim = settings.get("head_dim") or hidden // heads
+    feed_forward = round_up(int(hidden * settings["mlp_ratio"]), settings.get("multiple_of") or 256)
     common: dict[str, Any] = dict(
         vocab=settings["vocab_size"],
         hidden=hidden,
         layers=layers,
         heads=heads,
         kv_heads=settings.get("num_kv_attention_heads") or heads,
-        head_dim=settings.get("head_dim") or hidden // heads,
-        feed_forward=round_up(int(hidden * settings["mlp_ratio"]), settings.get("multiple_of") or 256),
+        head_dim=head_dim if latent is None else latent.nope + latent.rope,
+        feed_forward=feed_forward,
         numerics=numerics,
         norm_eps=settings.get("layer_norm_epsilon", 1e-5),
         rope_base=settings.get("rope_base", 10000),
@@ -117,10 +157,20 @@ def from_settings(settings: Mapping[str, Any], numerics: Numerics, **quirks: Any
         qkv_bias=_bias(settings, "qkv_bias"),
         out_bias=_bias(settings, "o_bias"),
         mlp_bias=bool(settings.get("mlp_bias")),
-        norm_head=bool(settings.get("norm_head", False)),
+        norm_head=bool(settings.get("norm_head")),
         embed_grad_scale=settings.get("embed_grad_scale", 1),
         recompute_layers=int(float(settings.get("checkpoint", 0)) * layers),
-        mixture=_mixture(settings) if settings.get("num_experts", 1) > 1 else None,
+        mixture=read_mixture(settings, feed_forward) if settings.get("num_experts", 1) > 1 else None,
+        latent=latent,
+        predictors=settings.get("extra_pred_tokens") or 0,
+        tied=bool(settings.get("tie_word_embeddings")),
+        rope=_rope(settings),
+        activation="gelu_tanh" if settings.get("use_swiglu") is False else "silu",
+        unit_offset=bool(settings.get("add_unit_offset")),
+        attention_scale=None if scalar is None else scalar**-0.5,
+        attention_softcap=settings.get("attn_logit_softcapping"),
+        head_softcap=settings.get("final_logit_softcapping"),
+        windows=read_windows(settings),
         init=InitialStd(
             **{_INIT_KEYS[name]: value for name, value in std.items() if value is not None},
             scaled=bool(settings.get("use_scaled_init", True)),
@@ -129,38 +179,45 @@ def from_settings(settings: Mapping[str, Any], numerics: Numerics, **quirks: Any
     return DecoderSpec(**(common | quirks))
 
 
-def _mixture(settings: Mapping[str, Any]) -> MixtureSpec:
-    """The experts that InternEvo's keys describe; kinds differ in how they limit and weight an expert's tokens."""
-    options, kind, top_k = settings["moe_layer_kwargs"], settings["moe_type"], settings["top_k"]
-    gshard = kind == "GShard"
-    drops = kind != "MegaBlock-Dropless" and options["drop_tokens"]
-    factor, eval_factor = options["capacity_factor"], options["eval_capacity_factor"]
-    if gshard or kind == "MegaBlock":  # which know no other way: without a number, an even share
-        factor, eval_factor = factor or 1.0, eval_factor or 1.0
-    normalises = options["normalize_expert_weights"] and top_k > 1  # a single weight would always be one
-    width = round_up(int(settings["hidden_size"] * settings["mlp_ratio"]), settings.get("multiple_of") or 256)
-    rule = RoutingRule(
-        experts=settings["num_experts"],
-        top_k=top_k,
-        scores=options["scoring_func"],
-        renormalise=normalises and not gshard,
-        renormalise_kept=normalises and gshard,
-        scaling=options["routed_scaling_factor"],
-        groups=options["num_expert_groups"],
-        kept_groups=options["top_k_groups"] or options["num_expert_groups"],
-        capacity_factor=factor if drops else None,
-        eval_capacity_factor=(eval_factor or factor) if drops else None,
-        min_capacity=options["min_capacity"],
-        drop_order="choice" if gshard else "position" if kind == "MegaBlock" else options["drop_policy"],
-        balance_first=gshard,
-        bias_rate=options["bias_update_rate"],
+def with_defaults(settings: Mapping[str, Any], **defaults: Any) -> dict[str, Any]:
+    """The settings, with a family's own value for each key of ``defaults`` that is left to the family."""
+    return {**settings, **{key: value for key, value in defaults.items() if settings.get(key) is None}}
+
+
+def _rope(settings: Mapping[str, Any]) -> RopeScaling:
+    kind: Any = "dynamic" if settings.get("use_dynamic_ntk_rope") else settings.get("rope_type") or "default"
+    if kind == "default":
+        return PLAIN
+    options = {key: value for key, value in (settings.get("rope_kwargs") or {}).items() if value is not None}
+    mscales = [options.pop(key, None) for key in ("mscale", "mscale_all_dim")]
+    trained = options.pop("original_max_position_embeddings", None) or settings.get("max_position_embeddings", 2048)
+    return RopeScaling(
+        kind,
+        settings.get("rope_scaling_factor", 1.0),
+        trained,
+        mscales=(mscales[0], mscales[1]) if all(mscales) else None,
+        **{_ROPE_KEYS.get(key, key): value for key, value in options.items()},
     )
-    return MixtureSpec(
-        rule,
-        width,
-        shared_width=settings["num_shared_experts"] * width,
-        shared_gate=options["shared_expert_gate"] and settings["num_shared_experts"] > 0,
-        dense_layers=settings.get("first_k_dense_replace") or 0,
+
+
+def read_windows(settings: Mapping[str, Any]) -> tuple[int | None, ...]:
+    """Of each layer: as ``layer_types`` says, or all layers from ``max_window_layers`` on."""
+    if not settings.get("use_sliding_window"):
+        return ()
+    layers, kinds = settings["num_layers"], settings.get("layer_types")
+    if kinds is None:
+        first = settings.get("max_window_layers") or 0
+        kinds = ["sliding_attention" if layer >= first else "full_attention" for layer in range(layers)]
+    return tuple(settings["sliding_window"] if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _latent(settings: Mapping[str, Any]) -> LatentSpec:
+    return LatentSpec(
+        settings.get("q_lora_rank") or 0,
+        settings["kv_lora_rank"],
+        settings["qk_nope_head_dim"],
+        settings["qk_rope_head_dim"],
+        settings["v_head_dim"],
     )
 
 
@@ -170,6 +227,7 @@ def _bias(settings: Mapping[str, Any], key: str) -> bool:
     return settings.get("no_bias") is False if own is None else bool(own)
 
 
+_ROPE_KEYS = {"low_freq_factor": "low_frequency", "high_freq_factor": "high_frequency"}
 _INIT_KEYS = {
     "embedding": "embedding",
     "attn_wqkv": "qkv",

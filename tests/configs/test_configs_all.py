@@ -22,8 +22,13 @@ FIGURES = {
     "70B_llama2": ("LLAMA2", 8192, 80, 64, 8, 128, 28672, 32000, 1e-5, 1e4),
     "7B_qwen2": ("QWEN2", 3584, 28, 28, 4, 128, 18944, 152064, 1e-6, 1e6),
     "7B_baichuan2": ("BAICHUAN2", 4096, 32, 32, 32, 128, 11008, 125696, 1e-6, 1e4),
+    "8B_llama3": ("LLAMA3", 4096, 32, 32, 8, 128, 14336, 128256, 1e-5, 5e5),
+    "8B_qwen3": ("QWEN3", 4096, 36, 32, 8, 128, 12288, 151936, 1e-6, 1e6),
+    "9B_gemma2": ("GEMMA2", 3584, 42, 16, 8, 256, 14336, 256000, 1e-6, 1e4),
     "7B_gemma": ("GEMMA", 3072, 28, 16, 16, 256, 24576, 256000, 1e-6, 1e4),
     "57B_qwen2_MoE": ("QWEN2MOE", 3584, 28, 28, 4, 128, 2560, 151936, 1e-6, 1e6),
+    "30B_qwen3_MoE": ("QWEN3MOE", 2048, 48, 32, 4, 128, 6144, 151936, 1e-6, 1e6),
+    "671B_deepseek_v3": ("DEEPSEEK_V3", 7168, 61, 128, 128, 192, 18432, 129280, 1e-6, 1e4),
     "8x7B_mixtral": ("MIXTRALMOE", 4096, 32, 32, 8, 128, 14336, 32000, 1e-5, 1e6),
     "7B_isp_sft": ("INTERNLM2", 4096, 32, 32, 8, 128, 11008, 103168, 1e-5, 1e4),
     "1.8B_MoE16_sft": ("INTERNLM_MoE", 1024, 24, 16, 16, 64, 1536, 92544, 1e-5, 1e4),
@@ -59,7 +64,15 @@ def test_a_config_has_the_figures_of_its_model(name):
 
 @pytest.mark.parametrize(
     ("name", "world_size"),
-    [("20B_internlm2", 32), ("70B_llama2", 128), ("30B_llama2", 16), ("7B_isp_sft", 8), ("8B_internlm3", 16)],
+    [
+        ("20B_internlm2", 32),
+        ("70B_llama2", 128),
+        ("30B_llama2", 16),
+        ("7B_isp_sft", 8),
+        ("8B_internlm3", 16),
+        ("30B_qwen3_MoE", 16),
+        ("671B_deepseek_v3", 2048),
+    ],
 )
 def test_a_layout_fits_the_ranks_that_it_is_made_for(name, world_size):
     config = load_config(FOLDER / f"{name}.py").config

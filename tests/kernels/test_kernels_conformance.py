@@ -28,6 +28,7 @@ LOW = (torch.bfloat16, torch.float16)
 LIMITS: dict[str, Callable[[Any], bool]] = {
     "attention-native": lambda request: request.softcap is not None,
     "geglu-analytic": lambda request: request.approximate != "tanh",
+    "linear_cross_entropy-triton": lambda request: request.softcap is not None,
 }
 """What a kernel may refuse of the grid, and nothing else."""
 

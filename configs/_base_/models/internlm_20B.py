@@ -17,6 +17,13 @@ model = dict(
     norm_type="rmsnorm",
     layer_norm_epsilon=1e-5,
     rope_base=10000,
+    qk_interleaved=False,
+    embedding_init_std=0.0052,
+    attn_wqkv_init_std=0.006,
+    attn_other_init_std=0.0015,
+    ffn_uplayer_init_std=0.006,
+    ffn_other_init_std=0.0015,
+    out_head_init_std=0.0052,
     checkpoint=False,
     dtype="torch.bfloat16",
 )

@@ -28,6 +28,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "own-ignore-index": {"ignore_index": 3},
     "everything": {"label_smoothing": 0.2, "z_loss": 1e-2, "ignore_index": -1},
 }
+CAPPED: dict[str, dict[str, Any]] = {
+    "softcap": {"softcap": 3.0},
+    "softcap-everything": {"softcap": 2.0, **OPTIONS["everything"]},
+}
+"""Further options of ``linear_cross_entropy``."""
 EXTREMES = (("plain", False), ("everything", True))
 """Options and whether tokens are weighted."""
 
@@ -60,22 +65,37 @@ def _shard(dtype: torch.dtype, tokens: int, vocab: int, shards: int, **more: Any
 
 
 def _linear(
-    dtype: torch.dtype, tokens: int, width: int, vocab: int, weighted: bool = False, *, seed: int = 0, **options: Any
+    dtype: torch.dtype,
+    tokens: int,
+    width: int,
+    vocab: int,
+    weighted: bool = False,
+    *,
+    seed: int = 0,
+    softcap: float | None = None,
+    **options: Any,
 ) -> Example:
     numbers = Numbers(seed)
     # Logits of the order of 1 whatever the width: larger ones are told from one another by no low precision.
     hidden, weight = numbers(tokens, width), numbers(vocab, width) * min(1.0, 3 / width**0.5)
     labels_T = _labels(hidden @ weight.T, options.get("ignore_index", IGNORE_INDEX))
-    request = LinearCrossEntropyRequest(dtype, width, vocab)
+    request = LinearCrossEntropyRequest(dtype, width, vocab, softcap)
+    options |= {} if softcap is None else {"softcap": softcap}
     return Example(request, (hidden.to(dtype), weight.to(dtype)), 1, (labels_T, _weights(tokens, weighted)), options)
 
 
-def _cases(op: str, recipe: Callable[..., Example], small: dict[str, Any], large: dict[str, Any]) -> tuple[Case, ...]:
+def _cases(
+    op: str,
+    recipe: Callable[..., Example],
+    small: dict[str, Any],
+    large: dict[str, Any],
+    options: dict[str, dict[str, Any]] = OPTIONS,
+) -> tuple[Case, ...]:
     """``small`` and ``large`` are label -> sizes; the first of the small ones takes part in two options only."""
     first, *_ = small
     labelled = [
         (shape, name, weighted)
-        for shape, name, weighted in product(small, OPTIONS, FLAGS)
+        for shape, name, weighted in product(small, options, FLAGS)
         if shape != first or (name, weighted) in EXTREMES
     ]
     empty = {**small[first], "tokens": 0}
@@ -84,7 +104,7 @@ def _cases(op: str, recipe: Callable[..., Example], small: dict[str, Any], large
             Case(
                 op,
                 words(shape, name, weighted=weighted),
-                partial(recipe, **small[shape], weighted=weighted, **OPTIONS[name]),
+                partial(recipe, **small[shape], weighted=weighted, **options[name]),
                 representative=(name, weighted) in EXTREMES,
             )
             for shape, name, weighted in labelled
@@ -130,7 +150,7 @@ def _draw_linear(choices: Choices) -> Recipe:
         "width": choices.integer(1, 20),
         "vocab": choices.integer(1, 60),
     }
-    return partial(_linear, **sizes, **_draw_options(choices))
+    return partial(_linear, **sizes, **_draw_options(choices), softcap=choices.one_of((None, 3.0)))
 
 
 GRIDS = {
@@ -168,6 +188,7 @@ GRIDS = {
                 "65x256x32003": {"tokens": 65, "width": 256, "vocab": 32003},
                 "200x96x1000": {"tokens": 200, "width": 96, "vocab": 1000},
             },
+            OPTIONS | CAPPED,
         ),
         _draw_linear,
     ),
