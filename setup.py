@@ -37,6 +37,7 @@ setup(
     package_data={"evocore": ["py.typed"]},
     install_requires=[
         "torch>=2.9",
+        "jinja2>=3.1",
         "numpy>=1.26",
         "packaging>=23",
         "pluggy>=1.5",

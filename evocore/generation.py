@@ -5,7 +5,7 @@ Shapes: B sequences, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,14 @@ from torch import Tensor, nn
 
 from evocore.checkpoint.checkpointer import Checkpointer
 from evocore.checkpoint.contents import read_contents
+from evocore.checkpoint.hugging_face.folder import HuggingFaceFolder
+from evocore.checkpoint.hugging_face.json_file import read_object
+from evocore.checkpoint.hugging_face.load import load_hugging_face
+from evocore.checkpoint.hugging_face.tokenizer_files import require_vocabulary
 from evocore.config import Config
 from evocore.config.resolved import config_from_values
+from evocore.conversion.hugging_face import GENERATION, family_of
+from evocore.conversion.model import config_of
 from evocore.data.tokenizer import Tokenizer
 from evocore.errors import UserError
 from evocore.ops.attention import CuSeqlens
@@ -59,21 +65,30 @@ class Sampling:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to generate, with its tokenizer and what it was trained with."""
+    """A model ready to generate, with its tokenizer and what it was trained with.
+
+    Attributes:
+        step: of training; 0 of a model from elsewhere.
+        stop_ids: tokens that end a text.
+    """
 
     model: nn.Module
     tokenizer: Tokenizer
     config: Config
     device: torch.device
     step: int
+    stop_ids: frozenset[int]
 
 
 def load_model(checkpoint: str | Path, registry: PluginRegistry, *, backend: str | None = None) -> LoadedModel:
-    """Read a model from a checkpoint, a folder of checkpoints (the newest good one), or a run's folder.
+    """Read a model from a checkpoint, a folder of checkpoints (the newest good one), a run's folder, or a folder of
+    Hugging Face.
 
     Raises:
         UserError: if there is no usable checkpoint, or its tokenizer is gone.
     """
+    if _is_hugging_face(Path(checkpoint)):
+        return _load_hugging_face(Path(checkpoint), registry, backend)
     path = _find(Path(checkpoint))
     reader = Checkpointer(path.parent)
     values: Any = read_contents(path).config
@@ -85,19 +100,49 @@ def load_model(checkpoint: str | Path, registry: PluginRegistry, *, backend: str
     if config.data.tokenizer_path is None:
         raise UserError(
             f"checkpoint {path} was trained without data.tokenizer_path",
-            "a SentencePiece model that turns text into the model's token ids",
+            "a tokenizer that turns text into the model's token ids",
             "set data.tokenizer_path in the training config",
         )
     tokenizer = Tokenizer.load(config.data.tokenizer_path)
     plan = make_plan(config, registry, backend=backend)
     device = plan.backend.device(0)
     model = plan.materialise(device, seed=None)
-    weights = {f"master.{name}": torch.empty_like(p, dtype=torch.float32) for name, p in model.named_parameters()}
-    state: Any = reader.load(path, tensors=weights, skip=("exp_avg*",))
+    tensors = {f"master.{name}": torch.empty_like(p, dtype=torch.float32) for name, p in model.named_parameters()}
+    tensors |= {f"buffer.{name}": buffer for name, buffer in model.named_buffers()}
+    state: Any = reader.load(path, tensors=tensors, skip=("exp_avg*",))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(weights[f"master.{name}"])
-    return LoadedModel(model.eval(), tokenizer, config, device, int(state["progress"]["steps"]))
+            parameter.copy_(tensors[f"master.{name}"])
+    steps = int(state["progress"]["steps"]) if "progress" in state else 0
+    return LoadedModel(model.eval(), tokenizer, config, device, steps, _stop_ids(path, tokenizer))
+
+
+def _is_hugging_face(path: Path) -> bool:
+    """A run has a config.json as well, and so has a checkpoint of ours, beside its manifest."""
+    config = path / "config.json"
+    return config.is_file() and not (path / "manifest.json").is_file() and "model_type" in read_object(config)
+
+
+def _load_hugging_face(path: Path, registry: PluginRegistry, backend: str | None) -> LoadedModel:
+    folder = HuggingFaceFolder(path)
+    family = family_of(folder, registry)
+    tokenizer = Tokenizer.load(path)
+    settings = dict(family.from_hugging_face(folder.config), dtype="auto")
+    config = config_of(family, settings, str(tokenizer.files[0]), str(path))
+    require_vocabulary(path, config.model.vocab_size)
+    plan = make_plan(config, registry, backend=backend)
+    device = plan.backend.device(0)
+    model = plan.materialise(device, seed=None)
+    load_hugging_face(path, family, model)
+    return LoadedModel(model.eval(), tokenizer, config, device, 0, _stop_ids(path, tokenizer))
+
+
+def _stop_ids(path: Path, tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokenizer's end of a document, and what ``generation_config.json`` names beside the weights."""
+    file = path / GENERATION
+    more = read_object(file).get("eos_token_id") if file.is_file() else None
+    ids = [tokenizer.eos_id, *(more if isinstance(more, list) else [more])]
+    return frozenset(number for number in ids if isinstance(number, int) and number >= 0)
 
 
 def _find(path: Path) -> Path:
@@ -110,7 +155,7 @@ def _find(path: Path) -> Path:
                 return newest.path
     raise UserError(
         f"--checkpoint {path}: no complete checkpoint there",
-        "a checkpoint's folder (it holds manifest.json), a folder of checkpoints, or a run's folder",
+        "the folder of a checkpoint (it holds manifest.json), of checkpoints, of a run, or of Hugging Face",
         "look with `evocore checkpoint ls FOLDER`; a run saves every ckpt.checkpoint_every steps and at its end",
     )
 
@@ -122,19 +167,27 @@ def generate(
     sampling: Sampling,
     device: torch.device,
     *,
-    stop_id: int | None = None,
+    stop_ids: Collection[int] = (),
 ) -> list[list[int]]:
     """Continue each prompt.
 
     Args:
         model: a ``LanguageModel`` in evaluation mode.
-        prompts: token ids, none of them empty.
-        stop_id: ends a continuation; it is not part of the result.
+        prompts: token ids.
+        stop_ids: each ends a continuation; it is not part of the result.
 
     Returns:
         The new tokens of each prompt. Greedy continuations do not depend on the other prompts of the batch.
+
+    Raises:
+        UserError: a prompt is empty.
     """
-    assert prompts and all(prompts), "every prompt needs a token"
+    if not prompts or not all(prompts):
+        raise UserError(
+            "a prompt has no token to begin with",
+            "text, or a tokenizer that has a begin of document",
+            "give a prompt",
+        )
     capacity = max(map(len, prompts)) + sampling.max_new_tokens
     cache = model.make_cache(len(prompts), capacity, device)
     generator = torch.Generator().manual_seed(sampling.seed)
@@ -155,7 +208,7 @@ def generate(
         last = torch.tensor(ends[1:], device=device) - 1
         chosen = choose(model.logits(hidden_TD[last]).float().cpu(), sampling, generator).tolist()
         for index, token in enumerate(chosen):
-            active[index] = active[index] and token != stop_id
+            active[index] = active[index] and token not in stop_ids
             if active[index]:
                 new[index].append(token)
         if not any(active):

@@ -10,7 +10,9 @@ import typer
 
 
 def generate(
-    checkpoint: Annotated[Path, typer.Option(help="A checkpoint, a folder of checkpoints, or a run's folder.")],
+    checkpoint: Annotated[
+        Path, typer.Option(help="A checkpoint, a folder of checkpoints or of a run, or one of Hugging Face.")
+    ],
     prompt: Annotated[list[str], typer.Option(help="Text to continue; may be given several times.")],
     max_new_tokens: Annotated[int, typer.Option(help="At most so many tokens per prompt.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
@@ -28,8 +30,8 @@ def generate(
     sampling = Sampling(max_new_tokens, temperature, top_k, top_p, seed)
     loaded = load_model(checkpoint, load_plugins(), backend=backend)
     tokenizer = loaded.tokenizer
-    ids = [[tokenizer.bos_id, *tokenizer.encode(text)] for text in prompt]
-    new = continue_prompts(loaded.model, ids, sampling, loaded.device, stop_id=tokenizer.eos_id)
+    ids = [tokenizer.prompt(text) for text in prompt]
+    new = continue_prompts(loaded.model, ids, sampling, loaded.device, stop_ids=loaded.stop_ids)
     texts = [tokenizer.decode(tokens) for tokens in new]
     if as_json:
         pairs = zip(prompt, texts, new, strict=True)

@@ -37,6 +37,7 @@ GROUPS = {
     "config": "show a config with every value and its source (show)",
     "data": "turn text into training data, and look into it (tokenize, inspect)",
     "checkpoint": "list, check and compare checkpoints (ls, verify, diff)",
+    "convert": "convert models from and to Hugging Face and InternEvo (hf-to-evocore, evocore-to-hf, ...)",
 }
 """Verbs with verbs of their own: ``app`` in ``evocore.cli.<verb>``."""
 

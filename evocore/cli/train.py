@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 def train(
     config: Annotated[Path, typer.Option(help="The config: a Python file in InternEvo's form.")],
     sets: Annotated[list[str], typer.Option("--set", help="KEY=VALUE over the config; may be repeated.")] = [],  # noqa: B006
+    model: Annotated[
+        str | None, typer.Option(help="Train this released model, e.g. llama2-7b, in the place of the config's.")
+    ] = None,
+    shrink: Annotated[
+        bool,
+        typer.Option(
+            "--shrink", help="Try a config: a few steps of a tiny model of its kind in its layout, for any CPU."
+        ),
+    ] = False,
     backend: Annotated[str | None, typer.Option(help="The device to train on (`evocore backends`).")] = None,
     nproc: Annotated[int | None, typer.Option(min=1, help="Start this many processes on this machine.")] = None,
     launcher: Annotated[str, typer.Option(help="Who started this process: auto, torch, slurm or none.")] = "auto",
@@ -25,21 +34,44 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Of weights and data order, over the config.")] = None,
 ) -> int:
     """Train the model of a config; prints the run's folder."""
-    from evocore.config import load_config
     from evocore.parallel.launch import detect_launch
 
-    loaded = load_config(config, sets, {"seed": seed})  # in the parent of --nproc, so that a mistake is told once
+    # In the parent of --nproc as well, so that a mistake is told once.
+    loaded = load(config, sets, model=model, seed=seed)
     if nproc is not None:
+        if shrink:
+            shrunk(loaded, nproc)
         command = ["train", "--config", str(config), "--launcher", "torch"]
         command += [word for text in sets for word in ("--set", text)]
-        command += [] if backend is None else ["--backend", backend]
-        command += [] if seed is None else ["--seed", str(seed)]
-        return start_ranks(command, nproc)
+        for name, value in (("--model", model), ("--backend", backend), ("--seed", seed)):
+            command += [] if value is None else [name, str(value)]
+        return start_ranks([*command, "--shrink"] if shrink else command, nproc)
     launch = detect_launch(launcher, host=host, port=port)
+    if shrink:
+        loaded = shrunk(loaded, launch.world_size)
     code, folder = train_here(loaded, launch, backend)
     if launch.rank == 0:
         print(folder)
     return code
+
+
+def load(config: Path, sets: list[str], *, model: str | None, seed: int | None) -> LoadedConfig:
+    """The config with what the command line says over it."""
+    from evocore.config import load_config
+
+    if model is None:
+        return load_config(config, sets, {"seed": seed})
+    from evocore.plugins.manager import load_plugins
+    from evocore.released import Catalogue
+
+    return load_config(config, sets, {"seed": seed}, Catalogue.of(load_plugins()).find(model).model)
+
+
+def shrunk(loaded: LoadedConfig, world_size: int) -> LoadedConfig:
+    """The same run in miniature, for so many processes."""
+    from evocore.config.shrink import shrink as miniature
+
+    return miniature(loaded, world_size)
 
 
 def train_here(loaded: LoadedConfig, launch: LaunchEnvironment, backend: str | None) -> tuple[int, Path]:

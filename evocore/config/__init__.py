@@ -5,6 +5,7 @@ Nothing here imports torch, so that the command line stays quick.
 
 from evocore.config.checks import check, require_runnable
 from evocore.config.loaded import LoadedConfig, load_config, load_values
+from evocore.config.release import ReleasedModel
 from evocore.config.report import report_facts, report_text
 from evocore.config.resolved import config_from_values, load_resolved, save_resolved
 from evocore.config.schema import Config
@@ -15,6 +16,7 @@ __all__ = [
     "Config",
     "Key",
     "LoadedConfig",
+    "ReleasedModel",
     "check",
     "config_from_values",
     "leaves",

@@ -3,9 +3,10 @@
 The launch constraints are InternEvo's where they follow from what is computed. Those that follow from how InternEvo
 computes it are not taken over: that packed data and the model's attention switch go together, unpacked data for isp
 on some devices and for 2-D sequence parallelism (kernels are resolved by what they support); selective recomputation
-only with isp; overlap and sharding limits of mixture of experts and of zero-bubble schedules; ``interleaved_overlap``
-for interleaved schedules; isp overlap only for listed model classes; ramp-up steps in multiples of ``micro_bsz`` that
-end exactly at the full size (the ramp counts packs and stops at the full size).
+only with isp, and its offload only where weights are gathered before wo; overlap and sharding limits of mixture of
+experts and of zero-bubble schedules; ``interleaved_overlap`` for interleaved schedules; isp overlap only for listed
+model classes; ramp-up steps in multiples of ``micro_bsz`` that end exactly at the full size (the ramp counts packs
+and stops at the full size).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from evocore.config.checks_experts import expert_problems
+from evocore.config.checks_model import MODEL_RULES
 from evocore.config.checks_parallel import PARALLEL_RULES, ranks, ranks_text
 from evocore.config.checks_run import RUN_RULES
 from evocore.config.problems import combined
@@ -32,7 +34,7 @@ def check(config: Config, *, world_size: int, families: Collection[str]) -> list
     problems = list(_family(config, families))
     problems += not_yet(config)
     problems += ranks(config, world_size)
-    for rule in (*PARALLEL_RULES, expert_problems, *RUN_RULES):
+    for rule in (*MODEL_RULES, *PARALLEL_RULES, expert_problems, *RUN_RULES):
         problems += rule(config)
     return problems
 

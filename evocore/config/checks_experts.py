@@ -31,19 +31,30 @@ def _groups(config: Config) -> Problems:
         )
 
 
-def _random_selection(config: Config) -> Problems:
-    model, options = config.model, config.model.moe_layer_kwargs
-    if model.moe_type == "GShard" and model.top_k == 1 and options.drop_tokens and options.use_rts:
-        yield UserError(
-            "model.moe_layer_kwargs.use_rts=True with model.top_k=1: random selection of the tokens that a full "
-            "expert drops is not supported yet",
-            "use_rts=False: the last tokens are dropped",
-            "--set model.moe_layer_kwargs.use_rts=False",
-        )
+def _noise(config: Config) -> Problems:
+    options = config.model.moe_layer_kwargs
+    limits = dict(
+        scoring_func=options.scoring_func not in (None, "softmax"),
+        num_expert_groups=options.num_expert_groups > 1,
+        bias_update_rate=options.bias_update_rate is not None,
+    )
+    for key, limited in limits.items():
+        if options.noisy_gate_policy == "RSample" and limited:
+            yield UserError(
+                f"model.moe_layer_kwargs.noisy_gate_policy='RSample' with {key}={getattr(options, key)!r}",
+                "softmax scores of all experts, from which experts are sampled",
+                f"remove model.moe_layer_kwargs.{key}, or set noisy_gate_policy=None",
+            )
 
 
 def _layers(config: Config) -> Problems:
     model, dense = config.model, config.model.first_k_dense_replace or 0
+    if beyond := [layer for layer in model.mlp_only_layers or () if layer >= model.num_layers]:
+        yield UserError(
+            f"model.mlp_only_layers names layer {beyond[0]} of model.num_layers={model.num_layers}",
+            f"layers from 0 to {model.num_layers - 1}",
+            "correct model.mlp_only_layers",
+        )
     if dense > model.num_layers:
         yield UserError(
             f"model.first_k_dense_replace={dense} is more than model.num_layers={model.num_layers}",
@@ -52,15 +63,27 @@ def _layers(config: Config) -> Problems:
         )
 
 
+def _one_loss(config: Config) -> Problems:
+    stages = config.parallel.pipeline.size
+    if stages > 1 and not config.model.moe_layer_kwargs.aux_loss_by_layer:
+        yield UserError(
+            f"model.moe_layer_kwargs.aux_loss_by_layer=False with parallel.pipeline.size={stages}",
+            "all layers in one stage, as the loss depends on what all of them choose",
+            "--set model.moe_layer_kwargs.aux_loss_by_layer=True",
+        )
+
+
 def _tensor(config: Config) -> Problems:
     """Whether tensor ranks find equal parts of each expert, or of the tokens where experts are not split."""
     model, parallel = config.model, config.parallel
-    width = -(-int(model.hidden_size * model.mlp_ratio) // model.multiple_of) * model.multiple_of
+    width = model.moe_intermediate_size
+    if width is None:
+        width = -(-int(model.hidden_size * model.mlp_ratio) // model.multiple_of) * model.multiple_of
     if width % expert_tensor_size(config):
         yield UserError(
             f"the width of an expert, {width}, is not divisible by parallel.tensor.size={parallel.tensor.size}",
             f"a multiple of {parallel.tensor.size}",
-            "change model.mlp_ratio or model.multiple_of, or set parallel.expert.no_tp=True",
+            "change model.moe_intermediate_size or model.mlp_ratio, or set parallel.expert.no_tp=True",
         )
     spread = parallel.expert.no_tp and parallel.tensor.mode == "mtp"
     if spread and config.data.packed_length % parallel.tensor.size:
@@ -79,4 +102,4 @@ def expert_problems(config: Config) -> Problems:
             yield from rule(config)
 
 
-_RULES: tuple[Callable[[Config], Problems], ...] = (_groups, _random_selection, _layers, _tensor)
+_RULES: tuple[Callable[[Config], Problems], ...] = (_groups, _noise, _layers, _one_loss, _tensor)

@@ -144,16 +144,12 @@ def _divisible(config: Config) -> Problems:
 
 def _sharded(config: Config) -> Problems:
     if config.parallel.zero1.fsdp or config.parallel.fsdp.enable:
-        for key, value, wanted in (
-            ("parallel.pipeline.size", config.parallel.pipeline.size, config.parallel.pipeline.size == 1),
-            ("parallel.tensor.mode", config.parallel.tensor.mode, config.parallel.tensor.mode != "isp"),
-        ):
-            if not wanted:
-                yield UserError(
-                    f"{key}={value!r} with fully sharded data parallelism",
-                    "neither pipeline parallelism nor isp",
-                    "turn one of them off",
-                )
+        if config.parallel.tensor.mode == "isp":
+            yield UserError(
+                "parallel.tensor.mode='isp' with fully sharded data parallelism",
+                "one of the two, as both gather weights for each use",
+                "turn one of them off",
+            )
         if config.parallel.zero1.size == 1:
             yield UserError(
                 "parallel.zero1.size=1 with fully sharded data parallelism",

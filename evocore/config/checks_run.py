@@ -34,27 +34,19 @@ def _shapes(config: Config) -> Problems:
 
 
 def _memory(config: Config) -> Problems:
-    if config.selective_checkpoint_offload:
-        if not config.selective_checkpoint:
-            yield UserError(
-                "selective_checkpoint_offload=True without selective_checkpoint",
-                "selective_checkpoint=True",
-                "set it, or turn the offload off",
-            )
-        if config.parallel.weight.launch_allgather_before != "wo":
-            yield UserError(
-                "selective_checkpoint_offload=True with parallel.weight.launch_allgather_before="
-                f"{config.parallel.weight.launch_allgather_before!r}",
-                "'wo'",
-                "set parallel.weight.launch_allgather_before='wo'",
-            )
-    layers = config.cpu_offloading.num_layers
-    if layers > config.model.num_layers or layers and not config.cpu_offloading.enable:
+    if config.selective_checkpoint_offload and not config.selective_checkpoint:
         yield UserError(
-            f"cpu_offloading.num_layers={layers} with enable={config.cpu_offloading.enable} and "
-            f"model.num_layers={config.model.num_layers}",
-            "0 if it is off, at most all layers if it is on",
-            "change cpu_offloading.num_layers",
+            "selective_checkpoint_offload=True without selective_checkpoint",
+            "selective_checkpoint=True",
+            "set it, or turn the offload off",
+        )
+    layers, moves = config.cpu_offloading.num_layers, config.cpu_offloading.enable
+    fewest, most = (1, config.model.num_layers) if moves else (0, 0)
+    if not fewest <= layers <= most:
+        yield UserError(
+            f"cpu_offloading.num_layers={layers} with enable={moves} and model.num_layers={config.model.num_layers}",
+            "0 if it is off, some or all layers if it is on",
+            "change cpu_offloading.num_layers or cpu_offloading.enable",
         )
     if config.model.dtype == "torch.float32" and config.reduce_comm_dtype not in (None, "torch.float32"):
         yield UserError(
@@ -133,10 +125,10 @@ def _checkpoints(config: Config) -> Problems:
                 "change it",
             )
     info = ckpt.load_ckpt_info
-    if info and info.content != ["model"] and info.ckpt_type not in ("evocore", "internevo"):
+    if info and info.content != ["model"] and info.ckpt_type != "evocore":
         yield UserError(
             f"ckpt.load_ckpt_info.content={info.content!r} from ckpt_type={info.ckpt_type!r}",
-            "only ('model',) from a format that holds nothing else",
+            "only ('model',): of other formats than evocore's, weights alone are read",
             "set ckpt.load_ckpt_info.content=('model',)",
         )
 

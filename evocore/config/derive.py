@@ -12,7 +12,7 @@ from typing import Any
 
 from evocore.config.schema import Config
 from evocore.config.schema_keys import schema_keys
-from evocore.config.settings import Setting, Settings, put, under
+from evocore.config.settings import Setting, Settings, nest, put, under
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,13 @@ RULES = (
     Rule("model.num_kv_attention_heads", ("model.num_attention_heads",), _same, "model.num_attention_heads"),
     Rule(
         "model.head_dim",
+        ("model.qk_nope_head_dim", "model.qk_rope_head_dim"),
+        lambda nope, rope: nope + rope,
+        "model.qk_nope_head_dim + model.qk_rope_head_dim",
+        overwrites=True,
+    ),
+    Rule(
+        "model.head_dim",
         ("model.hidden_size", "model.num_attention_heads"),
         lambda hidden, heads: hidden // heads,
         "model.hidden_size // model.num_attention_heads",
@@ -104,7 +111,7 @@ ALWAYS_DERIVED = frozenset(rule.key for rule in RULES if schema_keys()[rule.key]
 
 def derive(settings: Settings) -> list[str]:
     """Fill in ``settings``; returns one note per value that was set or overwritten."""
-    notes = _no_checkpoint(settings)
+    notes = [*_no_checkpoint(settings), *_class_of_transformers(settings)]
     for rule in RULES:
         if rule.key.rpartition(".")[0] in settings:
             continue  # the block is no dict, which the schema reports
@@ -140,6 +147,30 @@ def _no_checkpoint(settings: Settings) -> list[str]:
         del settings[name]
     settings[key] = Setting(None, path.source)
     return [f"{key}.path=None ({path.source}): no checkpoint is loaded"]
+
+
+def _class_of_transformers(settings: Settings) -> list[str]:
+    """A class of transformers has its sizes in a config of its own."""
+    hf: Any = nest({key: settings[key] for key in settings if key.partition(".")[0] == "hf"}).get("hf")
+    if not isinstance(hf, dict) or not hf:
+        return []
+    from evocore.hugging_face_class import model_sizes
+
+    notes = []
+    found = {"model_type": "hf"} | {f"model.{key}": value for key, value in model_sizes(hf).items()}
+    other = [key for key in under(settings, "model") if key not in found and key not in _OF_A_CLASS]
+    if other:
+        notes.append(f"{', '.join(other)}: without effect, a class of transformers has its own config")
+    for key, value in found.items():
+        given = settings.get(key)
+        if given is not None and given.value != value:
+            notes.append(f"{key}={given.value!r} ({given.source}) is overwritten with {value!r}: what hf names")
+        put(settings, key, Setting(value, "derived"))
+    return notes
+
+
+_OF_A_CLASS = ("model.dtype", "model.checkpoint", "model.num_chunks", "model.residual_in_fp32")
+"""Keys that are read, or refused, where a class of transformers is trained."""
 
 
 def _value(settings: Settings, key: str) -> Any:

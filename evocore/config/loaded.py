@@ -11,6 +11,7 @@ from evocore.config.derive import derive
 from evocore.config.legacy import modernise
 from evocore.config.overrides import from_flags, parse_sets
 from evocore.config.problems import combined, shown
+from evocore.config.release import ReleasedModel, put_released
 from evocore.config.schema import Config
 from evocore.config.schema_keys import leaves
 from evocore.config.settings import Settings, flatten, nest, overlay, source_of
@@ -38,33 +39,52 @@ class LoadedConfig:
     name: str
 
 
-def load_config(path: str | Path, sets: Iterable[str] = (), extra: Mapping[str, Any] | None = None) -> LoadedConfig:
+def load_config(
+    path: str | Path,
+    sets: Iterable[str] = (),
+    extra: Mapping[str, Any] | None = None,
+    released: ReleasedModel | None = None,
+) -> LoadedConfig:
     """Load a config file in InternEvo's form.
 
     Args:
         path: a Python file; it is executed.
         sets: ``KEY=VALUE`` overrides, a later one wins.
         extra: values of command-line flags by dotted key, over everything else; None is a flag that was not given.
+        released: takes the place of the model that the file describes.
 
     Raises:
         UserError: naming every mistake: a file that does not run, unknown and missing keys, wrong types,
             contradictory spellings.
     """
     path = Path(path)
-    return _load(run_file(path), shown_path(path), sets, extra)
+    return _load(run_file(path), shown_path(path), sets, extra, released)
 
 
-def load_values(values: Mapping[str, Any], sets: Iterable[str] = (), name: str = "values") -> LoadedConfig:
+def load_values(
+    values: Mapping[str, Any],
+    sets: Iterable[str] = (),
+    name: str = "values",
+    released: ReleasedModel | None = None,
+) -> LoadedConfig:
     """As load_config, from a dict in the form of a config file; ``name`` stands for the file."""
-    return _load(flatten(values, name), name, sets, None)
+    return _load(flatten(values, name), name, sets, None, released)
 
 
-def _load(settings: Settings, name: str, sets: Iterable[str], extra: Mapping[str, Any] | None) -> LoadedConfig:
+def _load(
+    settings: Settings,
+    name: str,
+    sets: Iterable[str],
+    extra: Mapping[str, Any] | None,
+    released: ReleasedModel | None,
+) -> LoadedConfig:
     notes = _drop_helpers(settings)
     problems = []
     merged: Settings = {}
     for layer in (settings, parse_sets(sets), from_flags(extra or {})):
         modern, layer_notes, layer_problems = modernise(layer)
+        if layer is settings and released is not None:
+            layer_notes.append(put_released(modern, released))
         overlay(merged, modern)
         notes += layer_notes
         problems += layer_problems

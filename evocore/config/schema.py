@@ -88,9 +88,9 @@ class Config(Block):
     batch_count: NonNegative = 0
     """Counter that InternEvo keeps in the config."""
     selective_checkpoint: bool = False
-    """Recompute everything but attention."""
+    """Layers that are recomputed keep the result of attention."""
     selective_checkpoint_offload: bool = False
-    """Keep saved attention outputs on the host."""
+    """They keep it on the host."""
     cpu_offloading: CpuOffloading = CpuOffloading()
     """Activations moved to the host."""
     grad_profiling: GradProfiling = GradProfiling()
@@ -109,3 +109,7 @@ class Config(Block):
     """Experimental float8 training."""
     gradient_handler: list[dict[str, Any]] | None = None
     """ColossalAI gradient handlers."""
+
+    def family_settings(self) -> dict[str, Any]:
+        """What a model family builds a model of: the block ``model``, and ``hf`` if there is one."""
+        return self.model.model_dump() | ({} if self.hf is None else {"hf": self.hf.model_dump()})

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from evocore.config.schema_base import Block, Count, DType, NonNegative, Ratio
+from evocore.config.schema_base import Block, Count, DType, NonNegative, Ratio, as_list
+
+Layers = Annotated[list[NonNegative], BeforeValidator(as_list)]
+LayerTypes = Annotated[list[Literal["full_attention", "sliding_attention"]], BeforeValidator(as_list)]
 
 
 class MoELayerKwargs(Block):
@@ -25,9 +28,9 @@ class MoELayerKwargs(Block):
     drop_policy: Literal["probs", "position"] = "probs"
     """Which tokens are dropped first: the least probable or the last."""
     use_rts: bool = True
-    """Random token selection (GShard) when tokens are dropped."""
+    """In training, which tokens a full expert drops is left to chance (GShard with top_k=1)."""
     noisy_gate_policy: Literal["None", "Jitter", "RSample"] | None = None
-    """Noise at the router's input or logits in training."""
+    """Noise in training: Jitter at the router's input, RSample at the logits by which experts are chosen."""
     use_fused_gating: bool = False
     """Fused router kernel."""
     token_dispatch_policy: Literal["alltoall", "allgather"] = "alltoall"
@@ -39,23 +42,46 @@ class MoELayerKwargs(Block):
     deterministic_mode: bool = False
     """Count tokens per expert in a deterministic way."""
     aux_loss_by_layer: bool = True
-    """Load-balancing loss per layer instead of over all layers at once."""
-    normalize_expert_weights: bool = True
-    """Whether the chosen experts' weights are scaled to sum to one."""
-    scoring_func: Literal["softmax", "sigmoid"] = "softmax"
-    """Function from router logits to expert scores."""
+    """Load-balancing loss per layer; False is Hugging Face's over all layers at once, times moe_loss_coeff."""
+    normalize_expert_weights: bool | None = None
+    """Whether the chosen experts' weights are scaled to sum to one; None leaves it to the family, most do."""
+    scoring_func: Literal["softmax", "sigmoid"] | None = None
+    """Function from router logits to expert scores; None leaves it to the family, most have softmax."""
     routed_scaling_factor: float = 1.0
     """Factor on the routed experts' output."""
     num_expert_groups: Count = 1
     """Groups of neighbouring experts of which a token may use top_k_groups (DeepSeek-V3)."""
     top_k_groups: Count | None = None
     """Groups that a token may use; None for all."""
-    bias_update_rate: Annotated[float, Field(ge=0)] = 0.0
-    """Step by which loads are balanced by a bias on the scores instead of a loss (DeepSeek-V3); 0 for no bias."""
-    shared_expert_gate: bool = False
-    """Shared experts' output is scaled by a sigmoid of the token (Qwen2-MoE)."""
+    bias_update_rate: Annotated[float, Field(ge=0)] | None = None
+    """Step of a bias on scores that balances loads without a loss; None leaves it to the family, most have none."""
+    shared_expert_gate: bool | None = None
+    """Shared experts' output is scaled by a sigmoid of the token; None leaves it to the family (Qwen2-MoE does)."""
     parallel_mode: Literal["tensor", "weight"] | None = None
     """How MegaBlock-Dropless splits an expert."""
+
+
+class RopeKwargs(Block):
+    """Options of rope_type; each belongs to the schemes named with it."""
+
+    original_max_position_embeddings: Count | None = None
+    """Length of sequences that the model was trained on before (llama3, yarn); max_position_embeddings if None."""
+    low_freq_factor: Annotated[float, Field(gt=0)] | None = None
+    """Pairs with fewer turns in that length are slowed down by the whole factor (llama3); None is 1."""
+    high_freq_factor: Annotated[float, Field(gt=0)] | None = None
+    """Pairs with more turns in that length stay as they are (llama3); None is 4."""
+    beta_fast: Annotated[float, Field(gt=0)] | None = None
+    """Turns in that length from which on pairs stay as they are (yarn); None is 32."""
+    beta_slow: Annotated[float, Field(gt=0)] | None = None
+    """Turns in that length below which pairs are slowed down by the whole factor (yarn); None is 1."""
+    attention_factor: Annotated[float, Field(gt=0)] | None = None
+    """Factor of cosines and sines (yarn); None computes it from rope_scaling_factor, mscale and mscale_all_dim."""
+    mscale: Annotated[float, Field(gt=0)] | None = None
+    """Weight of the logarithm in the numerator of that factor (yarn, DeepSeek); only together with mscale_all_dim."""
+    mscale_all_dim: Annotated[float, Field(gt=0)] | None = None
+    """Weight of the logarithm in the denominator of that factor."""
+    truncate: bool | None = None
+    """Let the pairs between which yarn changes be whole numbers; None is True."""
 
 
 class Model(Block):
@@ -78,7 +104,7 @@ class Model(Block):
     multiple_of: Count = 256
     """Granularity of the feed-forward width."""
     max_position_embeddings: Count = 2048
-    """Positions for which the rotary cache is built in advance."""
+    """Longest sequence that the model is made for; rope_type "dynamic" stretches what is longer."""
     checkpoint: Ratio = 0.0
     """Activation recomputation: True, False or the share of the first layers that are recomputed."""
     dtype: DType = "torch.float16"
@@ -89,12 +115,14 @@ class Model(Block):
     """Added to the mean square in the normalisation."""
     apply_post_layer_norm: bool = False
     """Post-norm instead of pre-norm."""
-    add_unit_offset: bool = False
-    """Norm weight is stored minus one (Gemma)."""
+    add_unit_offset: bool | None = None
+    """Norm weight is stored minus one (Gemma); None leaves it to the family."""
     residual_in_fp32: bool = False
     """Residual stream kept in float32."""
-    norm_head: bool = False
-    """Rows of the output head are L2-normalised at each forward (InternLM2, Baichuan2)."""
+    norm_head: bool | None = None
+    """Rows of the output head are L2-normalised at each forward (Baichuan2); None leaves it to the family."""
+    tie_word_embeddings: bool | None = None
+    """The output head's weight is the embedding's; None leaves it to the family."""
     no_bias: bool | None = None
     """No linear layer has a bias; None leaves it to the family."""
     qkv_bias: bool | None = None
@@ -103,8 +131,8 @@ class Model(Block):
     """Bias of the attention's output projection; None leaves it to the family."""
     mlp_bias: bool | None = None
     """Bias of the feed-forward layers; None leaves it to the family."""
-    use_swiglu: bool = True
-    """SwiGLU feed-forward; False is GeGLU."""
+    use_swiglu: bool | None = None
+    """SwiGLU feed-forward; False is GeGLU in its tanh form; None leaves it to the family."""
     use_glu: bool | None = None
     """Gated feed-forward; None leaves it to the family."""
     use_flash_attn: bool = True
@@ -117,22 +145,32 @@ class Model(Block):
     """One matrix for the gate and up projections."""
     rope_base: float = 10000
     """Base of the rotary frequencies."""
-    rope_type: str | None = None
-    """Rotary scaling scheme."""
-    rope_scaling_factor: float = 1.0
+    rope_type: Literal["default", "linear", "dynamic", "llama3", "yarn"] | None = None
+    """Rotary scaling scheme; None is "default", none."""
+    rope_scaling_factor: Annotated[float, Field(ge=1)] = 1.0
     """Factor of the rotary scaling."""
+    rope_kwargs: RopeKwargs = RopeKwargs()
+    """Further options of the rotary scaling."""
     use_dynamic_ntk_rope: bool = False
-    """NTK-aware rotary scaling that grows with the sequence."""
+    """NTK-aware rotary scaling that grows with the sequence: InternEvo's word for rope_type "dynamic"."""
     use_sliding_window: bool = False
     """Sliding-window attention."""
     sliding_window: Count | None = None
-    """Tokens that a sliding window spans."""
+    """Tokens that a sliding window spans, the token itself included."""
     max_window_layers: NonNegative | None = None
-    """Layers below this one attend to everything."""
+    """Layers below this one attend to everything; None for no layer."""
+    layer_types: LayerTypes | None = None
+    """Which layers have the window, one by one; None leaves it to max_window_layers, or to the family (Gemma 2)."""
     use_logn_attn: bool = False
     """Queries scaled by the logarithm of their position."""
     scale_attn_weights: bool = True
     """Attention logits divided by sqrt(head_dim)."""
+    query_pre_attn_scalar: Annotated[float, Field(gt=0)] | None = None
+    """Attention logits are divided by the square root of this (Gemma 2); None is head_dim."""
+    attn_logit_softcapping: Annotated[float, Field(gt=0)] | None = None
+    """Soft cap c of attention logits: c * tanh(x / c) (Gemma 2); None for none."""
+    final_logit_softcapping: Annotated[float, Field(gt=0)] | None = None
+    """Soft cap of the output head's logits (Gemma 2); None for none."""
     embed_grad_scale: float = 1
     """Embedding gradient factor s: x*s + detach(x)*(1-s)."""
     embed_split_hidden: bool = True
@@ -168,9 +206,19 @@ class Model(Block):
     is_reward: bool = False
     """Reward model: a head with one output."""
     extra_pred_tokens: NonNegative = 0
-    """Additional tokens predicted per position."""
+    """Tokens beyond the next one that are predicted in training, each by one more block (DeepSeek-V3)."""
     inject_info: dict[str, Any] | None = None
     """Modules to swap inside an imported Hugging Face model."""
+    kv_lora_rank: Count | None = None
+    """Width of the latent from which keys and values are made (DeepSeek's attention); None for plain attention."""
+    q_lora_rank: Count | None = None
+    """Width of the latent from which queries are made, with kv_lora_rank; None for none."""
+    qk_nope_head_dim: Count | None = None
+    """Features of a query or key without a position, with kv_lora_rank; head_dim is this and qk_rope_head_dim."""
+    qk_rope_head_dim: Count | None = None
+    """Rotated features of a query or key, with kv_lora_rank."""
+    v_head_dim: Count | None = None
+    """Features of a value, with kv_lora_rank."""
     num_experts: Count = 1
     """Experts per mixture-of-experts layer; 1 is a dense model."""
     top_k: Count = 2
@@ -181,5 +229,11 @@ class Model(Block):
     """Mixture-of-experts implementation."""
     moe_layer_kwargs: MoELayerKwargs = MoELayerKwargs()
     """Router and dispatch options."""
+    moe_intermediate_size: Count | None = None
+    """Width of one expert; None is the feed-forward width."""
     first_k_dense_replace: NonNegative | None = None
     """First layers that stay dense in a mixture-of-experts model."""
+    decoder_sparse_step: Count | None = None
+    """n: of a mixture-of-experts model only every n-th layer has experts (Qwen2-MoE); None is 1."""
+    mlp_only_layers: Layers | None = None
+    """Further layers that stay dense in a mixture-of-experts model, counted from 0 (Qwen2-MoE)."""

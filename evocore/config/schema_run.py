@@ -8,6 +8,11 @@ from pydantic import Field
 
 from evocore.config.schema_base import Block, Count, Interval, Ints, LoadContent, NonNegative, Strings
 
+HUGGING_FACE = ("hf", "hf_llama", "hf_model")
+"""Values of ``ckpt_type`` for a folder in Hugging Face's format."""
+FOREIGN = (*HUGGING_FACE, "internevo")
+"""Those of which the weights alone are read."""
+
 
 class LoadCkptInfo(Block):
     """A checkpoint to start from."""
@@ -17,7 +22,7 @@ class LoadCkptInfo(Block):
     content: LoadContent = ["model"]
     """Parts to load."""
     ckpt_type: str = "evocore"
-    """Format: evocore, internevo, hf, llama, hf_llama, hf_model or one that a plug-in adds."""
+    """Format: evocore, internevo, hf (also hf_llama or hf_model), llama or one that a plug-in adds."""
 
 
 class GenerateMetaData(Block):
@@ -156,22 +161,26 @@ class CpuOffloading(Block):
     enable: bool = False
     """Whether it is used."""
     num_layers: NonNegative = 0
-    """First layers whose activations are moved."""
+    """First layers whose activations are moved; of a pipeline, each chunk's share of them."""
 
 
 class Hf(Block):
-    """A Hugging Face model trained as it is."""
+    """A class of transformers trained as it is: of a folder, or by name."""
 
-    cfg: str
-    """Module of the configuration class."""
-    cfg_cls: str
+    path: str | None = None
+    """Folder with the config.json of a model; its weights are read by load_ckpt_info."""
+    cfg: str | None = None
+    """Module of the configuration class, in transformers."""
+    cfg_cls: str | None = None
     """Name of the configuration class."""
     cfg_extra_kwargs: dict[str, Any] = {}
-    """Arguments of the configuration class."""
-    mod: str
-    """Module of the model class."""
-    mod_cls: str
+    """Arguments of the configuration class, or values over those of config.json."""
+    mod: str | None = None
+    """Module of the model class, in transformers."""
+    mod_cls: str | None = None
     """Name of the model class."""
+    attn_implementation: str | None = None
+    """Attention of transformers, e.g. "sdpa" or "eager"; None leaves it to the class."""
 
 
 class FsdpWrapClass(Block):

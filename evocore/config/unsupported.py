@@ -12,6 +12,7 @@ from typing import Any
 
 from evocore.config.problems import shown
 from evocore.config.schema import Config
+from evocore.config.schema_run import FOREIGN
 from evocore.errors import UserError
 
 
@@ -24,26 +25,17 @@ class NotYet:
 
 
 _ATTENTION = "this kind of attention"
-_ROPE = "rotary scaling"
 _STREAM = "streaming data"
 
 NOT_YET: dict[str, NotYet] = {
     # parallel
     "parallel.gqa": NotYet((False,), "a separate group for grouped-query attention"),
     # model
-    "model.moe_layer_kwargs.noisy_gate_policy": NotYet((None, "None"), "noise in the router"),
     "model.moe_layer_kwargs.parallel_mode": NotYet((None,), "another way to split an expert"),
-    "model.moe_layer_kwargs.aux_loss_by_layer": NotYet((True,), "one load-balancing loss over all layers"),
     "model.norm_type": NotYet(("rmsnorm",), "layernorm in the decoder"),
     "model.apply_post_layer_norm": NotYet((False,), "post-norm"),
-    "model.add_unit_offset": NotYet((False,), "the norm with unit offset"),
-    "model.use_swiglu": NotYet((True,), "GeGLU"),
     "model.use_glu": NotYet((None, True), "a feed-forward without gate"),
     "model.dtype": NotYet(("auto", "torch.float16", "torch.bfloat16", "torch.float32"), "tf32"),
-    "model.rope_type": NotYet((None, "default"), _ROPE),
-    "model.rope_scaling_factor": NotYet((1.0,), _ROPE),
-    "model.use_dynamic_ntk_rope": NotYet((False,), _ROPE),
-    "model.use_sliding_window": NotYet((False,), "sliding-window attention"),
     "model.use_logn_attn": NotYet((False,), _ATTENTION),
     "model.scale_attn_weights": NotYet((True,), _ATTENTION),
     "model.drop_rate": NotYet((0.0,), "dropout"),
@@ -51,13 +43,8 @@ NOT_YET: dict[str, NotYet] = {
     "model.init_type": NotYet(("normal",), "uniform initialisation"),
     "model.device": NotYet((None,), "choosing where weights are initialised"),
     "model.is_reward": NotYet((False,), "reward models"),
-    "model.extra_pred_tokens": NotYet((0,), "multi-token prediction"),
     "model.inject_info": NotYet((None, {}), "injecting modules into Hugging Face models"),
-    "hf": NotYet((None,), "importing a Hugging Face model class"),
     # memory and precision
-    "selective_checkpoint": NotYet((False,), "recomputing everything but attention"),
-    "selective_checkpoint_offload": NotYet((False,), "offloading attention outputs"),
-    "cpu_offloading.enable": NotYet((False,), "activation offloading"),
     "output_tf32": NotYet((False,), "another dtype for the model's output"),
     "use_apex_adam": NotYet((False,), "Apex's optimizer"),
     "int8_training": NotYet((False,), "int8 training"),
@@ -73,7 +60,7 @@ NOT_YET: dict[str, NotYet] = {
     "data.image_folder": NotYet((None,), "multimodal data"),
     # checkpoints and monitoring
     "ckpt.oss_snapshot_freq": NotYet((None,), "snapshots between checkpoints"),
-    "ckpt.load_ckpt_info.ckpt_type": NotYet(("evocore",), "loading this checkpoint format"),
+    "ckpt.load_ckpt_info.ckpt_type": NotYet(("evocore", *FOREIGN), "loading this checkpoint format"),
     "ckpt.enable_internevo2hf_ckpt": NotYet((False,), "saving in the Hugging Face format"),
     "ckpt.generate_meta_data.enable": NotYet((False,), "metadata for resharding"),
     "ckpt.need_metadata": NotYet((False,), "metadata for resharding"),
@@ -120,11 +107,7 @@ INERT: dict[str, tuple[str, ...]] = {
         "loss.op_type",
     ),
     "the feature that they belong to is off": (
-        "model.sliding_window",
-        "model.max_window_layers",
         "model.dropout_selective_checkpoint",
-        "loss.mtp_loss_coeff",
-        "cpu_offloading.num_layers",
         "int8_mode",
         "pad_token_id",
         "data.shm_path",
@@ -142,7 +125,6 @@ INERT: dict[str, tuple[str, ...]] = {
         "monitor.alert.alert_file_path",
         "grad_profiling",
     ),
-    "rotary angles are computed for every position": ("model.max_position_embeddings",),
     "validation goes pack by pack": ("data.valid_micro_num",),
     "slow ranks are not diagnosed yet, and freeing memory is the backend's business": (
         "data.empty_cache_and_diag_interval",

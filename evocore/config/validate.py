@@ -36,7 +36,7 @@ def _problems(details: list[ErrorDetails], settings: Settings, name: str) -> Ite
         key = _key_of(detail["loc"])
         source = source_of(settings, key)
         if detail["type"] == "missing":
-            if not _follows(key) and not (key.startswith("model.") and source_of(settings, "hf") != "default"):
+            if not _follows(key):
                 yield _missing(schema_keys()[key], name)
         elif detail["type"] == "extra_forbidden":
             unknown = ".".join(str(part) for part in detail["loc"])
@@ -49,12 +49,6 @@ def _problems(details: list[ErrorDetails], settings: Settings, name: str) -> Ite
             f"{key}={shown(value)} ({source_of(settings, key)}) does not fit",
             " or ".join(dict.fromkeys(expected)),
             f"set {key} to such a value: {schema_keys()[key].description}",
-        )
-    if source_of(settings, "hf") != "default":
-        yield UserError(
-            "hf: importing a Hugging Face model class is not supported yet",
-            "a model_type that evocore knows, with its sizes in the block model",
-            "remove hf and describe the model in model",
         )
 
 

@@ -52,7 +52,7 @@ def report(folder: Path, registry: PluginRegistry, *, backend: str | None = None
     tokenizer = loaded.tokenizer
     prompt = [tokenizer.bos_id, *tokenizer.encode(PROMPT)]
     sampling = Sampling(max_new_tokens=120, temperature=0.6, top_p=0.95)
-    (new,) = generate(loaded.model, [prompt], sampling, loaded.device, stop_id=tokenizer.eos_id)
+    (new,) = generate(loaded.model, [prompt], sampling, loaded.device, stop_ids=loaded.stop_ids)
     return DemoReport(rows, PROMPT, _first_function(PROMPT + tokenizer.decode(new)))
 
 

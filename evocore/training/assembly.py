@@ -27,6 +27,7 @@ from evocore.parallel.layout import Layout
 from evocore.parallel.runtime import Runtime, Wrap
 from evocore.parallel.sharding import Sharing
 from evocore.parallel.topology import Sizes, Topology
+from evocore.parallel.zero import ZeroOptions
 from evocore.plugins.manager import PluginRegistry
 from evocore.training.flops import FlopsCounter
 
@@ -110,8 +111,9 @@ def make_plan(
     chosen, source = choose_backend(registry.backends(), flag=backend, config=config.backend)
     family = find_family(config.model_type, registry)
     numerics = numerics_of(config, chosen)
-    model = family.build(config.model.model_dump(), numerics)
-    parameters, flops = sum(p.numel() for p in model.parameters()), FlopsCounter(layout.cut(model))  # type: ignore[arg-type]
+    model = family.build(config.family_settings(), numerics)
+    parameters = sum(p.numel() for p in model.parameters())
+    flops = FlopsCounter(layout.cut(model), keeps_attention=config.selective_checkpoint)  # type: ignore[arg-type]
     sharings = layout.shard(model)
     forced = forced_providers(config.kernels, os.environ.get(ENVIRONMENT, ""))
     requests = [*model_requests(model), OPTIMIZER_REQUEST]
@@ -160,6 +162,32 @@ def numerics_of(config: Config, backend: Backend) -> Numerics:
         norm_dtype=torch.float32 if config.use_fp32_norm else dtype,
         residual_dtype=torch.float32 if config.model.residual_in_fp32 else dtype,
     )
+
+
+def zero_options(config: Config) -> ZeroOptions:
+    """How a config lets gradients and parameters travel."""
+    settings, travel = config.hybrid_zero_optimizer, config.reduce_comm_dtype
+    return ZeroOptions(
+        bucket_elements=settings.reduce_bucket_size,
+        overlap_gradients=settings.overlap_sync_grad,
+        overlap_parameters=settings.overlap_sync_param,
+        communicate=None if travel is None else dtype_named(travel),
+    )
+
+
+def require_reductions(backend: Backend, *dtypes: torch.dtype) -> None:
+    """Refuse a backend that cannot add up what ranks exchange.
+
+    Raises:
+        UserError: naming the dtypes that its collectives lack.
+    """
+    able = backend.collectives().dtypes()
+    if missing := [str(dtype).removeprefix("torch.") for dtype in dtypes if dtype not in able]:
+        raise UserError(
+            f"the collectives of backend {backend.name} cannot reduce {', '.join(missing)}",
+            "collectives that reduce gradients, losses and norms in the dtype in which they are summed",
+            "train in one process, choose another backend, or have its plug-in's collectives convert such tensors",
+        )
 
 
 def dtype_named(name: str) -> torch.dtype:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,7 @@ def is_decayed(role: Role | None, kind: str, no_decay: frozenset[str]) -> bool:
     """Whether weight decay applies to a parameter, given the classes in ``no_decay``: norm, bias, embedding."""
     if kind == "bias":
         return "bias" not in no_decay
-    named = {Role.NORM: "norm", Role.EMBEDDING: "embedding"}
+    named = {Role.NORM: "norm", Role.HEAD_NORM: "norm", Role.EMBEDDING: "embedding"}
     return role not in named or named[role] not in no_decay
 
 
@@ -99,14 +99,12 @@ class Optimizer:
         for part in self._owned:
             part.zero_grad()
         if self._fsdp is not None:
-            self._fsdp.expect_more()
+            self._fsdp.begin_gradients()
 
     @contextmanager
     def last_gradients(self) -> Iterator[None]:
         """Around a backward with the last gradients of some parameters before ``step``: they may be reduced."""
-        if self._fsdp is not None:
-            self._fsdp.expect_last()
-        with self._zero.last_gradients():
+        with self._zero.last_gradients(), nullcontext() if self._fsdp is None else self._fsdp.last_gradients():
             yield
 
     def step(self, *, lr: float, beta2: float, loss_scale: float = 1.0, clip: float = 0.0) -> StepResult:

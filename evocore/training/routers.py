@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from evocore.nn.router import LossWeights, Router
 from evocore.parallel.runtime import Runtime
+from evocore.seeds import derive_seed
 
 
 class Routers:
@@ -29,15 +30,27 @@ class Routers:
         self, model: nn.Module, runtime: Runtime, *, layers: int, experts: int, coefficients: LossWeights
     ) -> None:
         self._routers = [module for module in model.modules() if isinstance(module, Router)]
+        self._seed = self._first = 0
         self._runtime, self._layers, self._experts, self._coefficients = runtime, layers, experts, coefficients
 
-    def begin(self, micro_batches: int, loss_scale: float) -> None:
-        """Before the first forward of a step with so many micro-batches on this rank."""
+    def begin(self, micro_batches: int, loss_scale: float, seed: int) -> None:
+        """Before the first forward of a step with so many micro-batches on this rank.
+
+        Args:
+            seed: of the step's random numbers, the same on all ranks.
+        """
+        self._seed, self._first = seed, self._runtime.data_rank * micro_batches
         share = loss_scale / (micro_batches * self._runtime.data_size)
         weights = LossWeights(self._coefficients.balance * share, self._coefficients.z * share)
         for router in self._routers:
             router.loss_weights = weights
             router.record.take()
+
+    def at(self, micro: int) -> None:
+        """What comes next is of this micro-batch: the random numbers are its own, whichever rank computes it."""
+        for router in self._routers:
+            if router.rule.draws:
+                router.seed = derive_seed(self._seed, self._first + micro)
 
     def finish(self, micro_batches: int, device: torch.device, *, applied: bool) -> dict[str, Any]:
         """After a step: correct the biases if it was applied, and tell what happened.

@@ -5,7 +5,6 @@ The order matters: whatever can be wrong with the input is found before a proces
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from evocore.backend import Backend, choose_backend
+from evocore.backend import choose_backend
 from evocore.checkpoint.checkpointer import Checkpointer
 from evocore.config import Config, LoadedConfig, require_runnable, save_resolved
+from evocore.config.schema_run import FOREIGN
 from evocore.data.build import build_train_loader, build_valid_sets
 from evocore.data.raw import prepare_raw
-from evocore.errors import UserError
 from evocore.nn.router import LossWeights
+from evocore.parallel.activations import ActivationMemory, ActivationOptions
 from evocore.parallel.failure import process_group
 from evocore.parallel.launch import LaunchEnvironment, agree_on
 from evocore.parallel.layout import Layout
 from evocore.parallel.runtime import Runtime
-from evocore.parallel.zero import ZeroOptions
 from evocore.plugins.manager import PluginRegistry
-from evocore.training.assembly import OPTIMIZER_REQUEST, Plan, dtype_named, make_plan
+from evocore.training.assembly import OPTIMIZER_REQUEST, Plan, make_plan, require_reductions, zero_options
 from evocore.training.control import StopFile, StopFlag, stop_on_signal
 from evocore.training.folder import RunFolder, environment, new_folder, unfinished
+from evocore.training.foreign import load_foreign
+from evocore.training.further import Further
 from evocore.training.observer import Observer, RunStart
 from evocore.training.optimizer import Optimizer
 from evocore.training.routers import Routers
@@ -70,7 +71,7 @@ def train(
     plan = make_plan(config, registry, layout=layout, backend=backend)
     shadow = None if config.kernels_check is None else Shadow(config.kernels_check, plan.resolution)
     if launch.world_size > 1:
-        _require_reductions(plan.backend, torch.float32)
+        require_reductions(plan.backend, torch.float32)
     device = plan.backend.device(launch.local_rank)
     plan.backend.set_device(device)
     if config.cudnn_deterministic:
@@ -99,7 +100,7 @@ def _train(
     report = [*loaded.notes, *_rank0_first(runtime, lambda: prepare_raw(config))]
     folder = _agree_on_folder(config, runtime)
 
-    options = _zero_options(config)
+    options = zero_options(config)
     runtime.connect(
         plan.model,
         config.parallel.weight,
@@ -107,6 +108,7 @@ def _train(
         expert_weight=config.parallel.expert_weight,
         communicate=options.communicate,
         keeps_buffers=plan.backend.reuses_gather_buffers(),
+        activations=ActivationMemory(plan.backend, device, ActivationOptions.of(config, plan.layout.chunks)),
     )
     model = plan.materialise(device, config.seed, runtime, None if shadow is None else shadow.wrap)
     adamw = plan.adamw()
@@ -120,9 +122,9 @@ def _train(
         runtime=runtime,
         options=options,
     )
-    scale, progress = _loss_scale(config, plan.numerics.dtype), Progress()
+    scale, progress = LossScale.of(config, plan.numerics.dtype), Progress()
     checkpointer = _checkpointer(config, folder, launch)
-    data_state, resumed = _resume(config, checkpointer, optimizer, scale, progress)
+    data_state, resumed = _resume(config, plan, runtime, checkpointer, optimizer, scale, progress)
     loader = build_train_loader(config, data_rank=runtime.data_rank, data_size=runtime.data_size, state=data_state)
     valid_sets = build_valid_sets(
         config, data_rank=runtime.data_rank, data_size=runtime.data_size, max_packs=config.data.valid_max_packs
@@ -155,6 +157,7 @@ def _train(
             loss_options={"label_smoothing": config.loss.label_smoothing, "z_loss": config.loss.z_loss},
             clip=config.hybrid_zero_optimizer.clip_grad_norm,
             routers=_routers(config, model, runtime),
+            further=_further(config),
         ),
         optimizer=optimizer,
         loader=loader,
@@ -195,10 +198,15 @@ def _routers(config: Config, model: nn.Module, runtime: Runtime) -> Routers | No
     return Routers(
         model,
         runtime,
-        layers=config.model.num_layers,
+        layers=config.model.num_layers + config.model.extra_pred_tokens,
         experts=config.model.num_experts,
         coefficients=LossWeights(config.loss.moe_loss_coeff, config.loss.moe_z_loss_coeff),
     )
+
+
+def _further(config: Config) -> Further | None:
+    count = config.model.extra_pred_tokens
+    return Further(count, config.loss.mtp_loss_coeff) if count else None
 
 
 def _rank0_first(runtime: Runtime, work: Callable[[], list[str]]) -> list[str]:
@@ -226,7 +234,13 @@ def _checkpointer(config: Config, folder: RunFolder, launch: LaunchEnvironment) 
 
 
 def _resume(
-    config: Config, checkpointer: Checkpointer | None, optimizer: Optimizer, scale: LossScale, progress: Progress
+    config: Config,
+    plan: Plan,
+    runtime: Runtime,
+    checkpointer: Checkpointer | None,
+    optimizer: Optimizer,
+    scale: LossScale,
+    progress: Progress,
 ) -> tuple[dict[str, int] | None, list[str]]:
     """Load what ``auto_resume`` finds, else what ``load_ckpt_info`` names; return the data's state and notes."""
     notes: list[str] = []
@@ -237,6 +251,10 @@ def _resume(
         notes = [f"checkpoint {info.path} passed over: {info.problem}" for info in resumed.passed_over]
         if resumed.info is not None:
             state, source = resumed.state, str(resumed.info.path)
+    if not source and config.ckpt.load_ckpt_info is not None and config.ckpt.load_ckpt_info.ckpt_type in FOREIGN:
+        note = load_foreign(config, plan, optimizer, runtime.collect)
+        optimizer.publish()
+        return None, [*notes, note]
     if not source and config.ckpt.load_ckpt_info is not None:
         content, source = set(config.ckpt.load_ckpt_info.content), config.ckpt.load_ckpt_info.path
         reader = checkpointer or Checkpointer(Path(source).parent)
@@ -248,47 +266,6 @@ def _resume(
     notes.append(f"resumed from {source} ({', '.join(sorted(content))}) after step {progress.steps}")
     wants_data = "all" in content or "sampler" in content
     return (dict(state["data"]) if wants_data else None), notes
-
-
-def _loss_scale(config: Config, dtype: torch.dtype) -> LossScale:
-    """float16 needs a dynamic scale; bfloat16 only if asked for as InternEvo does it; float32 never."""
-    settings = config.grad_scaler
-    needed = dtype == torch.float16 or (dtype == torch.bfloat16 and settings.bf16)
-    return LossScale(
-        settings.fp16.initial_scale if needed else 1.0,
-        growth_interval=settings.fp16.growth_interval,
-        growth_factor=settings.growth_factor,
-        backoff_factor=settings.backoff_factor,
-        minimum=settings.fp16.min_scale if settings.fp16.min_scale is not None else 1.0,
-        maximum=settings.max_scale if settings.max_scale is not None else math.inf,
-        hysteresis=settings.hysteresis,
-        dynamic=needed,
-    )
-
-
-def _zero_options(config: Config) -> ZeroOptions:
-    settings, travel = config.hybrid_zero_optimizer, config.reduce_comm_dtype
-    return ZeroOptions(
-        bucket_elements=settings.reduce_bucket_size,
-        overlap_gradients=settings.overlap_sync_grad,
-        overlap_parameters=settings.overlap_sync_param,
-        communicate=None if travel is None else dtype_named(travel),
-    )
-
-
-def _require_reductions(backend: Backend, *dtypes: torch.dtype) -> None:
-    """Refuse a backend that cannot add up what ranks exchange.
-
-    Raises:
-        UserError: naming the dtypes that its collectives lack.
-    """
-    able = backend.collectives().dtypes()
-    if missing := [str(dtype).removeprefix("torch.") for dtype in dtypes if dtype not in able]:
-        raise UserError(
-            f"the collectives of backend {backend.name} cannot reduce {', '.join(missing)}",
-            "collectives that reduce gradients, losses and norms in the dtype in which they are summed",
-            "train in one process, choose another backend, or have its plug-in's collectives convert such tensors",
-        )
 
 
 def _tensorboard_folder(config: Config, folder: RunFolder) -> Path | None:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from evocore.config import Config
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,22 @@ class LossScale:
         self._interval, self._growth, self._backoff = growth_interval, growth_factor, backoff_factor
         self._minimum, self._maximum, self._hysteresis, self._dynamic = minimum, maximum, hysteresis, dynamic
         self._good_steps, self._patience = 0, hysteresis
+
+    @classmethod
+    def of(cls, config: Config, dtype: torch.dtype) -> LossScale:
+        """float16 needs a dynamic scale; bfloat16 only if asked for as InternEvo does it; float32 never."""
+        settings = config.grad_scaler
+        needed = dtype == torch.float16 or (dtype == torch.bfloat16 and settings.bf16)
+        return cls(
+            settings.fp16.initial_scale if needed else 1.0,
+            growth_interval=settings.fp16.growth_interval,
+            growth_factor=settings.growth_factor,
+            backoff_factor=settings.backoff_factor,
+            minimum=settings.fp16.min_scale if settings.fp16.min_scale is not None else 1.0,
+            maximum=settings.max_scale if settings.max_scale is not None else math.inf,
+            hysteresis=settings.hysteresis,
+            dynamic=needed,
+        )
 
     def update(self, *, overflow: bool) -> None:
         """Tell whether the gradients of a step were not finite."""

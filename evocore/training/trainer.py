@@ -148,7 +148,10 @@ class Trainer:
         if self._shadow is not None:
             self._shadow.start_step(progress.steps + 1, batch.micro_batches)
         start = time.perf_counter()
-        outcome = self._step.train(batch.micro_batches, agreed.targets, lr=lr, beta2=beta2, loss_scale=scale)
+        seed = derive_seed(self._seed, progress.steps)
+        outcome = self._step.train(
+            batch.micro_batches, agreed.targets, lr=lr, beta2=beta2, loss_scale=scale, seed=seed
+        )
         self._backend.synchronize(self._device)
         seconds = time.perf_counter() - start
         progress.steps += 1
@@ -189,6 +192,7 @@ class Trainer:
             "memory_peak": self._backend.memory(self._device)["peak"],
             **figures,
             **outcome.routing,
+            **({} if outcome.further_loss is None else {"mtp_loss": outcome.further_loss}),
         }
         for observer in self._observers:
             observer.on_step(metrics)

@@ -52,7 +52,7 @@ def test_stop_token_ends_its_sequence_only(model):
     free = generate(model, prompts, Sampling(max_new_tokens=12), CPU)
     stop = free[0][4]
 
-    stopped = generate(model, prompts, Sampling(max_new_tokens=12), CPU, stop_id=stop)
+    stopped = generate(model, prompts, Sampling(max_new_tokens=12), CPU, stop_ids={stop})
 
     assert stopped == [row[: row.index(stop)] if stop in row else row for row in free]
 

@@ -25,7 +25,7 @@ from evocore.ops.kernel import Request
 from evocore.plugins.manager import PluginRegistry, load_plugins
 
 SIZES: dict[str, dict[str, Any]] = {
-    "pairs-tiny": dict(num_layers=2, hidden_size=32, num_attention_heads=1, vocab_size=64, mlp_ratio=2),
+    "pairs-tiny": dict(num_layers=2, hidden_size=32, num_attention_heads=2, vocab_size=64, mlp_ratio=2),
 }
 
 

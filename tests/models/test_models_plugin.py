@@ -10,7 +10,6 @@ from evocore.released import Catalogue, count_parameters
 
 LAYOUTS = {
     "mtp2": dict(tensor=dict(size=2, mode="mtp"), zero1=dict(size=1)),
-    "fsp2": dict(tensor=dict(size=2, mode="fsp"), zero1=dict(size=1)),
     "fsdp2": dict(fsdp=dict(enable=True), zero1=dict(size=-1)),
 }
 

@@ -11,9 +11,17 @@ from evocore.config.unsupported import NOT_YET, inert_reason
 from evocore.errors import UserError
 
 FAMILIES = {"INTERNLM2", "LLAMA2"}
+LATENT = [
+    "model.kv_lora_rank=8",
+    "model.qk_nope_head_dim=8",
+    "model.qk_rope_head_dim=4",
+    "model.v_head_dim=8",
+    "model.num_kv_attention_heads=4",
+]
 
 HONOURED = """
 JOB_NAME model_type backend kernels seed run_folder use_fp32_norm cudnn_deterministic enable_tb
+selective_checkpoint selective_checkpoint_offload cpu_offloading.enable cpu_offloading.num_layers
 tensorboard_folder parallel.zero1.size parallel.zero1.fsdp parallel.fsdp.enable
 kernels_check.every kernels_check.ops kernels_check.fingerprints
 data.seq_len data.micro_bsz data.micro_num data.packed_length data.gradient_accumulation data.batch_size
@@ -26,6 +34,13 @@ model.num_layers model.hidden_size model.num_attention_heads model.num_kv_attent
 model.vocab_size model.mlp_ratio model.multiple_of model.checkpoint
 model.layer_norm_epsilon model.residual_in_fp32 model.norm_head model.no_bias model.qkv_bias model.o_bias
 model.mlp_bias model.qk_interleaved model.enable_qkv_fusion model.mlp_layer_fusion model.rope_base
+model.rope_type model.rope_scaling_factor model.use_dynamic_ntk_rope model.max_position_embeddings
+model.rope_kwargs.original_max_position_embeddings model.rope_kwargs.low_freq_factor
+model.rope_kwargs.high_freq_factor model.rope_kwargs.beta_fast model.rope_kwargs.beta_slow
+model.rope_kwargs.attention_factor model.rope_kwargs.mscale model.rope_kwargs.mscale_all_dim
+model.rope_kwargs.truncate model.use_sliding_window model.sliding_window model.max_window_layers model.layer_types
+model.query_pre_attn_scalar model.attn_logit_softcapping model.final_logit_softcapping model.tie_word_embeddings
+model.add_unit_offset model.use_swiglu
 model.embed_grad_scale model.use_scaled_init model.embedding_init_std model.attn_wqkv_init_std
 model.attn_other_init_std model.ffn_uplayer_init_std model.ffn_other_init_std model.out_head_init_std
 hybrid_zero_optimizer.clip_grad_norm hybrid_zero_optimizer.overlap_sync_grad hybrid_zero_optimizer.overlap_sync_param
@@ -37,10 +52,14 @@ parallel.pipeline.size parallel.pipeline.mode parallel.pipeline.layers model.num
 parallel.expert.size parallel.expert.no_tp parallel.expert_zero1.size parallel.expert_weight.size
 parallel.expert_weight.overlap parallel.expert_weight.early_reduce_scatter_release
 model.num_experts model.top_k model.num_shared_experts model.moe_type model.first_k_dense_replace
+model.extra_pred_tokens loss.mtp_loss_coeff
+model.kv_lora_rank model.q_lora_rank model.qk_nope_head_dim model.qk_rope_head_dim model.v_head_dim
+model.moe_intermediate_size model.decoder_sparse_step model.mlp_only_layers
 model.moe_layer_kwargs.capacity_factor model.moe_layer_kwargs.eval_capacity_factor model.moe_layer_kwargs.min_capacity
 model.moe_layer_kwargs.drop_tokens model.moe_layer_kwargs.drop_policy model.moe_layer_kwargs.use_rts
 model.moe_layer_kwargs.normalize_expert_weights model.moe_layer_kwargs.scoring_func
 model.moe_layer_kwargs.routed_scaling_factor model.moe_layer_kwargs.num_expert_groups
+model.moe_layer_kwargs.aux_loss_by_layer model.moe_layer_kwargs.noisy_gate_policy
 model.moe_layer_kwargs.top_k_groups model.moe_layer_kwargs.bias_update_rate model.moe_layer_kwargs.shared_expert_gate
 loss.moe_loss_coeff loss.moe_z_loss_coeff
 parallel.sequence_2D.enable parallel.sequence_2D.head_size parallel.sequence_2D.context_size
@@ -54,6 +73,7 @@ grad_scaler.backoff_factor grad_scaler.max_scale grad_scaler.hysteresis grad_sca
 loss.label_smoothing loss.z_loss
 ckpt.enable_save_ckpt ckpt.save_ckpt_folder ckpt.checkpoint_every ckpt.keep_last ckpt.auto_resume ckpt.stop_file_path
 ckpt.load_ckpt_info.path ckpt.load_ckpt_info.content
+hf.path hf.cfg hf.cfg_cls hf.cfg_extra_kwargs hf.mod hf.mod_cls hf.attn_implementation
 """.split()
 
 
@@ -63,7 +83,7 @@ def _problems(load, sets, world_size=1):
 
 def test_every_key_is_honoured_or_inert_or_an_error_until_it_is_supported():
     leaf_keys = {key.name for key in schema_keys().values() if not key.is_block}
-    blocks_as_a_whole = {"hf", "fp8"}
+    blocks_as_a_whole = {"fp8"}
     covered = {key for key in leaf_keys if key.partition(".")[0] in blocks_as_a_whole}
     rest = leaf_keys - covered - set(NOT_YET) - {key for key in leaf_keys if inert_reason(key)}
 
@@ -91,6 +111,17 @@ def test_the_defaults_of_unsupported_keys_are_neutral(load):
         ["data.skip_batches=2-14,20", "data.rampup_batch_size=1 1 3"],
         ["hybrid_zero_optimizer.overlap_sync_grad=True", "generation.top_k=1"],
         ["model.hidden_size=33", "model.head_dim=16"],
+        ["model.use_dynamic_ntk_rope=True", "model.rope_type=dynamic", "model.rope_scaling_factor=2"],
+        ["model.rope_type=yarn", "model.rope_kwargs={'beta_fast':16,'mscale':1.0,'mscale_all_dim':0.5}"],
+        ["model.sliding_window=8", "model.max_window_layers=1"],
+        [*LATENT, "model.q_lora_rank=6"],
+        ["model.use_sliding_window=True", "model.sliding_window=8", "model.add_unit_offset=True"],
+        [
+            "selective_checkpoint=True",
+            "selective_checkpoint_offload=True",
+            "cpu_offloading={'enable':True,'num_layers':2}",
+            "parallel.weight.launch_allgather_before=w1",
+        ],
     ],
 )
 def test_what_the_runtime_honours_or_may_ignore_is_no_problem(load, sets):
@@ -116,16 +147,60 @@ def test_pipelines_are_free_of_constraints_that_have_lost_their_reason(load, set
     ("sets", "world_size", "wrong"),
     [
         (
-            ["model.num_experts=4", "model.moe_layer_kwargs.noisy_gate_policy=Jitter"],
+            [
+                "model.num_experts=4",
+                "model.moe_layer_kwargs={'noisy_gate_policy':'RSample','scoring_func':'sigmoid'}",
+            ],
             1,
-            "model.moe_layer_kwargs.noisy_gate_policy='Jitter': noise in the router is not supported yet",
+            "model.moe_layer_kwargs.noisy_gate_policy='RSample' with scoring_func='sigmoid'",
         ),
         (["model.norm_type=layernorm"], 1, "model.norm_type='layernorm': layernorm in the decoder"),
         (["model.drop_rate=0.1"], 1, "model.drop_rate=0.1: dropout is not supported yet"),
+        (
+            ["model.use_dynamic_ntk_rope=True", "model.rope_type=yarn"],
+            1,
+            "model.use_dynamic_ntk_rope=True with model.rope_type='yarn'",
+        ),
+        (["model.rope_scaling_factor=2"], 1, "model.rope_scaling_factor=2.0 without a rotary scaling scheme"),
+        (
+            ["model.rope_type=llama3", "model.rope_kwargs.beta_fast=16"],
+            1,
+            "model.rope_kwargs.beta_fast=16.0 with model.rope_type='llama3', which does not read it",
+        ),
+        (
+            ["model.rope_type=yarn", "model.rope_kwargs.mscale=1.0"],
+            1,
+            "model.rope_kwargs.mscale=1.0 with mscale_all_dim=None",
+        ),
+        (
+            ["model.rope_type=llama3", "model.rope_kwargs.low_freq_factor=4"],
+            1,
+            "model.rope_kwargs.low_freq_factor=4.0 is not below high_freq_factor=4.0",
+        ),
+        (
+            ["model.rope_type=dynamic", "model.head_dim=2"],
+            1,
+            "model.head_dim=2 with dynamic rotary scaling",
+        ),
+        (["model.use_sliding_window=True"], 1, "model.use_sliding_window=True without model.sliding_window"),
+        (
+            ["model.use_sliding_window=True", "model.sliding_window=4", "model.layer_types=['full_attention']"],
+            1,
+            "model.layer_types has 1 entries for model.num_layers=2",
+        ),
+        (
+            ["model.layer_types=['full_attention','sliding_attention']"],
+            1,
+            "model.layer_types names sliding_attention with model.use_sliding_window=False",
+        ),
         (["model.dtype=torch.tf32"], 1, "model.dtype='torch.tf32': tf32 is not supported yet"),
         (["data.type=streaming"], 1, "data.type='streaming': this type of data is not supported yet"),
         (["hybrid_zero_optimizer.clip=group"], 1, "hybrid_zero_optimizer.clip='group': clipping per parameter group"),
-        (["ckpt.load_ckpt_info={'path':'x','ckpt_type':'hf'}"], 1, "ckpt.load_ckpt_info.ckpt_type='hf': loading"),
+        (
+            ["ckpt.load_ckpt_info={'path':'x','ckpt_type':'llama'}"],
+            1,
+            "ckpt.load_ckpt_info.ckpt_type='llama': loading",
+        ),
         (["fp8={'enable_float8_linear':True}"], 1, "fp8=Fp8("),
         (
             ["ckpt.enable_save_ckpt=True", "ckpt.checkpoint_every=4", "ckpt.oss_snapshot_freq=2"],
@@ -204,11 +279,6 @@ def test_pipelines_are_free_of_constraints_that_have_lost_their_reason(load, set
         ),
         (["data.gradient_accumulation=2"], 1, "data.gradient_accumulation=2 differs from data.micro_num=4"),
         (
-            ["parallel.zero1.fsdp=True", "parallel.pipeline.size=2"],
-            2,
-            "parallel.pipeline.size=2 with fully sharded data parallelism",
-        ),
-        (
             ["parallel.fsdp.enable=True", "parallel.tensor.mode=isp"],
             1,
             "parallel.tensor.mode='isp' with fully sharded data parallelism",
@@ -243,6 +313,7 @@ def test_pipelines_are_free_of_constraints_that_have_lost_their_reason(load, set
                 "parallel.tensor={'mode':'isp','size':2}",
                 "parallel.sequence_2D={'enable':True,'context_size':2}",
                 "model.use_sliding_window=True",
+                "model.sliding_window=4",
             ],
             2,
             "model.use_sliding_window=True with parallel.sequence_2D.context_size=2",
@@ -282,11 +353,25 @@ def test_pipelines_are_free_of_constraints_that_have_lost_their_reason(load, set
             1,
             "model.moe_layer_kwargs.top_k_groups=1 of 4 groups of 1 experts, with model.top_k=2",
         ),
-        (["model.num_experts=4", "model.top_k=1"], 1, "model.moe_layer_kwargs.use_rts=True with model.top_k=1"),
         (
             ["model.num_experts=4", "model.first_k_dense_replace=3"],
             1,
             "model.first_k_dense_replace=3 is more than model.num_layers=2",
+        ),
+        (
+            ["model.num_experts=4", "model.moe_layer_kwargs.aux_loss_by_layer=False", "parallel.pipeline.size=2"],
+            2,
+            "model.moe_layer_kwargs.aux_loss_by_layer=False with parallel.pipeline.size=2",
+        ),
+        (["model.qk_nope_head_dim=8"], 1, "model.qk_rope_head_dim=None with other sizes of latent attention"),
+        (["model.q_lora_rank=8"], 1, "model.qk_nope_head_dim=None with other sizes of latent attention"),
+        ([*LATENT, "model.qk_rope_head_dim=3"], 1, "model.qk_rope_head_dim=3 is odd"),
+        ([*LATENT, "model.v_head_dim=13"], 1, "model.v_head_dim=13 is more than qk_nope_head_dim + qk_rope_head_dim"),
+        ([*LATENT, "model.num_kv_attention_heads=2"], 1, "model.num_kv_attention_heads=2 with model.kv_lora_rank"),
+        (
+            ["model.num_experts=4", "model.mlp_only_layers=[1,2]"],
+            1,
+            "model.mlp_only_layers names layer 2 of model.num_layers=2",
         ),
         (
             ["model.num_experts=4", "model.multiple_of=1", "model.mlp_ratio=0.3", "parallel.tensor.size=2"],
@@ -324,17 +409,13 @@ def test_pipelines_are_free_of_constraints_that_have_lost_their_reason(load, set
             "parallel.sequence_2D.device_placement_strategy.interleaved=True with 3 windows",
         ),
         (["selective_checkpoint_offload=True"], 1, "selective_checkpoint_offload=True without selective_checkpoint"),
-        (
-            ["selective_checkpoint_offload=True", "parallel.weight.launch_allgather_before=w1"],
-            1,
-            "selective_checkpoint_offload=True with parallel.weight.launch_allgather_before='w1'",
-        ),
         (["cpu_offloading.num_layers=1"], 1, "cpu_offloading.num_layers=1 with enable=False and model.num_layers=2"),
         (
             ["cpu_offloading={'enable':True,'num_layers':3}"],
             1,
             "cpu_offloading.num_layers=3 with enable=True and model.num_layers=2",
         ),
+        (["cpu_offloading.enable=True"], 1, "cpu_offloading.num_layers=0 with enable=True and model.num_layers=2"),
         (
             ["model.dtype=torch.float32", "reduce_comm_dtype=torch.bfloat16"],
             1,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from evocore.config import load_values, schema_keys
@@ -117,13 +119,33 @@ def test_a_block_that_is_no_dict_is_one_mistake():
     assert caught.value.expected.startswith("a dict with some of: type, seq_len, micro_bsz")
 
 
-def test_a_hugging_face_config_says_that_it_is_not_supported_yet():
-    hf = {"cfg": "transformers", "cfg_cls": "LlamaConfig", "mod": "transformers", "mod_cls": "LlamaForCausalLM"}
+HF = {"cfg": "transformers", "cfg_cls": "LlamaConfig", "mod": "transformers", "mod_cls": "LlamaForCausalLM"}
 
-    with pytest.raises(UserError) as caught:
-        load_values({"data": {"seq_len": 8, "micro_bsz": 1, "total_steps": 1}, "model": {"checkpoint": 0}, "hf": hf})
 
-    assert caught.value.wrong == "hf: importing a Hugging Face model class is not supported yet"
+def test_a_class_of_transformers_brings_its_sizes():
+    hf = HF | {"cfg_extra_kwargs": {"hidden_size": 96, "num_attention_heads": 6, "num_hidden_layers": 3}}
+    data = {"seq_len": 8, "micro_bsz": 1, "total_steps": 1}
+    loaded = load_values({"data": data, "model": {"hidden_size": 7, "rope_base": 5}, "hf": hf})
+
+    model = loaded.config.model
+    assert (loaded.config.model_type, model.hidden_size, model.num_layers, model.head_dim) == ("hf", 96, 3, 16)
+    assert loaded.sources["model.hidden_size"] == "derived"
+    assert "model.hidden_size=7 (values) is overwritten with 96: what hf names" in loaded.notes
+    assert "model.rope_base: without effect, a class of transformers has its own config" in loaded.notes
+
+
+@pytest.mark.parametrize(
+    ("hf", "told"),
+    [
+        ({"path": "nowhere"}, "hf.path='nowhere': there is no config.json"),
+        ({"path": "x", "mod": "transformers"}, "does not name a model"),
+        (HF | {"cfg": "os", "cfg_cls": "system"}, "hf.cfg='os' is no module of transformers"),
+        (HF | {"cfg_cls": "LamaConfig"}, "hf.cfg_cls='LamaConfig': there is no such class in transformers"),
+    ],
+)
+def test_a_class_that_is_none_of_transformers_is_refused(hf, told):
+    with pytest.raises(UserError, match=re.escape(told)):
+        load_values({"data": {"seq_len": 8, "micro_bsz": 1, "total_steps": 1}, "hf": hf})
 
 
 def test_every_key_has_a_description_and_a_readable_type():
