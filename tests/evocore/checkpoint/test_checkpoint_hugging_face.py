@@ -259,7 +259,7 @@ def test_a_pickle_is_never_run(archive, tmp_path, monkeypatch):
     if archive:
         torch.save(state, tmp_path / "pytorch_model.bin")
     else:
-        (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"evil": Evil()}))
+        (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"evil": Evil()}, protocol=2))
 
     refused(lambda: start(tmp_path), "pytorch_model.bin is not read", "could run", "get the model as safetensors")
 
