@@ -53,7 +53,9 @@ def shrink(loaded: LoadedConfig, world_size: int) -> LoadedConfig:
     changes |= _derived(_changed(config, changes))
     small, before = _changed(config, changes), dict(leaves(config))
     changed = {key: value for key, value in leaves(small) if key not in before or before[key] != value}
-    lines = ", ".join(f"{key} {shown(before.get(key))} -> {shown(value)}" for key, value in changed.items())
+    lines = ", ".join(
+        f"{key} {shown(before[key]) if key in before else '...'} -> {shown(value)}" for key, value in changed.items()
+    )
     kept = {key: source for key, source in loaded.sources.items() if key in dict(leaves(small))}
     return LoadedConfig(
         small, kept | dict.fromkeys(changed, _SOURCE), [*loaded.notes, f"{_SOURCE}: {lines}"], loaded.name

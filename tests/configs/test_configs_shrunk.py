@@ -9,6 +9,7 @@ import pytest
 from evocore.cli.main import main
 from evocore.config import check, load_config, load_values
 from evocore.config.shrink import shrink
+from evocore.errors import UserError
 from evocore.parallel.layout import Layout
 from evocore.plugins.manager import load_plugins
 from evocore.released import Catalogue
@@ -143,3 +144,11 @@ def test_a_released_model_has_its_sizes_and_nothing_of_the_config():
     assert (loaded.config.model.hidden_size, loaded.config.model.num_kv_attention_heads) == (8192, 8)
     assert (loaded.config.model.num_layers, loaded.config.model.dtype) == (3, "torch.bfloat16")
     assert loaded.sources["model.hidden_size"] == "--model llama2-70b"
+
+
+def test_a_class_of_transformers_is_not_shrunk():
+    hf = dict(cfg="transformers", cfg_cls="LlamaConfig", mod="transformers", mod_cls="LlamaForCausalLM")
+    loaded = load_values(dict(data=dict(seq_len=8, micro_bsz=1, total_steps=1), hf=hf))
+
+    with pytest.raises(UserError, match="--shrink with model_type='hf'"):
+        shrink(loaded, 1)

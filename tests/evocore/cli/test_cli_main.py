@@ -146,11 +146,16 @@ def test_models_lists_families_as_table_and_as_json(capsys):
     assert main(["models", "--json"]) == 0
     families = {family["name"]: family for family in json.loads(capsys.readouterr().out)}
     assert families["LLAMA2"]["aliases"] and families["INTERNLM2"]["description"]
+    sizes = {size["name"]: size for family in families.values() for size in family["sizes"]}
+    assert sizes["llama2-7b"]["parameters"] == sizes["llama2-7b"]["active"] == 6_738_415_616
+    assert (sizes["mixtral-8x7b"]["parameters"], sizes["mixtral-8x7b"]["active"]) == (46_702_792_704, 12_879_925_248)
 
     assert main(["models"]) == 0
     table = capsys.readouterr().out
     for name, family in families.items():
         assert any(line.startswith(name) and family["description"] in line for line in table.splitlines())
+    rows = [line.split() for line in table.splitlines()]
+    assert ["mixtral-8x7b", "MIXTRALMOE", "46,702,792,704", "12,879,925,248"] in rows
 
 
 def test_backends_says_what_is_available_and_who_chose(capsys):

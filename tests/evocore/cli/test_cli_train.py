@@ -84,6 +84,9 @@ def test_ranks_are_started_with_the_same_arguments(config, monkeypatch):
     assert count == 3 and command[:4] == [sys.executable, "-m", "evocore", "train"]
     assert command[4:] == ["--config", str(config), "--launcher", "torch", *options]
 
+    assert main(["train", "--config", str(config), "--nproc", "2", "--model", "llama2-7b", "--shrink"]) == 75
+    assert started[1][0][4:] == ["--config", str(config), "--launcher", "torch", "--model", "llama2-7b", "--shrink"]
+
 
 def test_two_launchers_are_one_too_many(config, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "0")
