@@ -3,7 +3,8 @@
 import pytest
 import torch
 from parallel_activations import CPU, FLOAT32, HEADS, HIDDEN, PLAIN, TOKENS, WIDTH, LateBackend, Training, kept
-from parallel_counted_runs import LLAMA, Case, run, tensor
+from parallel_counted_cases import LLAMA, Case, tensor
+from parallel_counted_runs import run
 
 from evocore.backends.cpu.device import CPUBackend
 from evocore.config import load_values

@@ -1,7 +1,7 @@
 """Blocks as strategies see them, whatever family they are of."""
 
 import pytest
-from parallel_counted_runs import Case
+from parallel_counted_cases import Case
 
 from evocore.nn.experts import ExpertLinear
 from evocore.nn.layers import Linear, Norm

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from parallel_context_runs import Case, record
-from parallel_counted_runs import LLAMA, STEPS, on_paper, run, tensor
-from parallel_counted_runs import Case as Run
+from parallel_counted_cases import LLAMA, STEPS, tensor
+from parallel_counted_cases import Case as Run
+from parallel_counted_runs import on_paper, run
 
 from evocore.parallel.context.messages import messages
 

@@ -4,7 +4,8 @@ from functools import partial
 
 import parallel_isp_model
 import pytest
-from parallel_counted_runs import BY_BLOCK, BY_CALL, CASES, FUSED, Case, on_paper, seen, tensor
+from parallel_counted_cases import BY_BLOCK, BY_CALL, CASES, FUSED, Case, tensor
+from parallel_counted_runs import on_paper, seen
 from parallel_experts import EXPERTS, HIDDEN, WIDTH, built, inputs
 from parallel_isp_model import Pretended, Rank, step
 from torch.multiprocessing.reductions import StorageWeakRef

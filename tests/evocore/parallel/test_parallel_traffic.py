@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from parallel_counted_runs import (
+from parallel_counted_cases import (
     CASES,
-    DIRECTIONS,
-    END_OF_STEP,
     FSDP,
     LLAMA,
     SMALL_BUCKETS,
@@ -14,13 +12,11 @@ from parallel_counted_runs import (
     deep,
     experts,
     mixture,
-    on_paper,
     pipeline,
-    routed,
-    seen,
     sharded,
     tensor,
 )
+from parallel_counted_runs import DIRECTIONS, END_OF_STEP, on_paper, routed, seen
 
 from evocore.parallel.traffic import Routed
 from evocore.training.metrics import TokenMeter
