@@ -6,15 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from config_samples import smallest
+from config_samples import FAMILIES, smallest
 
-from evocore.config import LoadedConfig, load_values
+from evocore.config import LoadedConfig, check, load_values
+from evocore.errors import UserError
 
 
 @pytest.fixture
 def load() -> Callable[..., LoadedConfig]:
     """Loads the smallest config with some ``KEY=VALUE`` overrides."""
     return lambda *sets: load_values(smallest(), sets)
+
+
+@pytest.fixture
+def problems_of(load: Callable[..., LoadedConfig]) -> Callable[..., list[UserError]]:
+    """What keeps the smallest config with some overrides from running."""
+    return lambda sets, world_size=1: check(load(*sets).config, world_size=world_size, families=FAMILIES)
 
 
 @pytest.fixture
