@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from evocore.errors import UserError
 from evocore.models.decoder.hugging_face import common_config, common_settings, require
+from evocore.models.decoder.hugging_face_options import inexpressible
 from evocore.models.decoder.internevo import internevo_names
 from evocore.models.decoder.model import Decoder
 from evocore.models.decoder.spec import DecoderSpec, from_settings
@@ -65,11 +65,7 @@ def to_hugging_face(settings: Mapping[str, Any]) -> dict[str, Any]:
     biased = settings.get("no_bias") is False
     own = [biased if settings.get(key) is None else bool(settings[key]) for key in ("qkv_bias", "o_bias")]
     if own[0] != own[1]:
-        raise UserError(
-            f"model.qkv_bias = {own[0]} with model.o_bias = {own[1]}: LlamaForCausalLM has one switch for both",
-            "both or neither",
-            "choose a family of Hugging Face that has it (QWEN2: a bias on qkv alone)",
-        )
+        raise inexpressible("o_bias", own[1], "LlamaForCausalLM", f"model.o_bias = {own[0]}, as model.qkv_bias is")
     return dict(
         common_config(settings, "llama", "LlamaForCausalLM"),
         attention_bias=all(own),

@@ -9,7 +9,7 @@ from typing import Any
 from evocore.config.settings import Setting, Settings, flatten, overlay, put, under
 
 STAYS = frozenset(
-    "checkpoint dtype num_chunks residual_in_fp32 enable_qkv_fusion mlp_layer_fusion use_flash_attn "
+    "checkpoint dtype num_chunks residual_in_fp32 enable_qkv_fusion mlp_layer_fusion "
     "embed_split_hidden parallel_output embed_grad_scale drop_rate attn_drop_rate dropout_selective_checkpoint "
     "use_scaled_init init_type embedding_init_std attn_wqkv_init_std attn_other_init_std ffn_uplayer_init_std "
     "ffn_other_init_std out_head_init_std device".split()

@@ -1,11 +1,14 @@
 """Tiny models in the formats of other houses, and what it takes to load them."""
 
 import json
+from collections.abc import Callable
 
+import pytest
 import torch
 
 from evocore.checkpoint.hugging_face.load import model_shapes
 from evocore.config import load_values
+from evocore.errors import UserError
 from evocore.nn.family import Numerics
 from evocore.plugins.manager import load_plugins
 from evocore.training.assembly import find_family
@@ -103,3 +106,12 @@ def edit_json(path, change):
     value = json.loads(path.read_text())
     change(value)
     path.write_text(json.dumps(value))
+
+
+def refused(call: Callable[[], object], *told: str) -> UserError:
+    """A call is refused, with an error in which all of this stands."""
+    with pytest.raises(UserError) as caught:
+        call()
+    for text in told:
+        assert text in str(caught.value), str(caught.value)
+    return caught.value

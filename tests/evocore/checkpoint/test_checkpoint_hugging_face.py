@@ -7,6 +7,7 @@ import pickle
 import foreign_models as tiny
 import pytest
 import torch
+from foreign_models import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -16,7 +17,6 @@ from evocore.checkpoint.foreign.fill import fill, row_runs
 from evocore.checkpoint.foreign.safetensors_file import SafetensorsFile
 from evocore.checkpoint.foreign.source import Slab, read_slabs
 from evocore.checkpoint.hugging_face.load import load_hugging_face
-from evocore.errors import UserError
 from evocore.nn.weight_map import to_ours, to_theirs
 from evocore.parallel.layout import Layout
 from evocore.parallel.placement import Box
@@ -187,14 +187,6 @@ def start(tmp_path, **more):
     config = tiny.config_of(path=tmp_path, **more)
     plan = make_plan(config, load_plugins(), backend="cpu")
     return open_foreign(config, plan)
-
-
-def refused(call, *told):
-    with pytest.raises(UserError) as caught:
-        call()
-    for text in told:
-        assert text in str(caught.value), str(caught.value)
-    return caught.value
 
 
 def test_another_size_names_the_first_five_differences(tmp_path):

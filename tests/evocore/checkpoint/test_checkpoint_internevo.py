@@ -6,12 +6,12 @@ import types
 import foreign_models as tiny
 import pytest
 import torch
+from foreign_models import refused
 
 from evocore.checkpoint.foreign.compose import compose
 from evocore.checkpoint.internevo.config import saved_settings
 from evocore.checkpoint.internevo.export import Division, write_internevo
 from evocore.checkpoint.internevo.folder import InternEvoFolder
-from evocore.errors import UserError
 from evocore.nn.weight_map import to_theirs
 
 HEADS, KV_HEADS, SIZE = 8, 4, 4
@@ -284,13 +284,6 @@ def test_normalised_heads_are_written_as_they_are(tmp_path):
 
 
 # --- what can be wrong --------------------------------------------------------------------------------------------
-
-
-def refused(call, *told):
-    with pytest.raises(UserError) as caught:
-        call()
-    for text in told:
-        assert text in str(caught.value), str(caught.value)
 
 
 def test_a_missing_rank_and_a_folder_without_any(tmp_path):
