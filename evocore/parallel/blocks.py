@@ -6,7 +6,7 @@ Modules are in the order in which forward uses them, as everywhere in ``evocore.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import nn
 
@@ -14,6 +14,23 @@ from torch import nn
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """All blocks of a model, or of what a pipeline stage has of one."""
     return [block for child in model.children() if isinstance(child, nn.ModuleList) for block in child.children()]
+
+
+def units_by_part(model: nn.Module, starts: Collection[int]) -> list[list[nn.Module]]:
+    """Embedding, each block, norm and head: of each part of a model that begins with one of the blocks ``starts``.
+
+    What comes before the blocks is in the first part, and everything behind them in the last.
+    """
+    parts: list[list[nn.Module]] = [[]]
+    blocks = 0
+    for child in model.children():
+        has_blocks = isinstance(child, nn.ModuleList)
+        for unit in child.children() if has_blocks else [child]:
+            if has_blocks and blocks and blocks in starts:
+                parts.append([])
+            blocks += has_blocks
+            parts[-1].append(unit)
+    return parts
 
 
 def last_layer(block: nn.Module) -> nn.Module:

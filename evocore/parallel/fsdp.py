@@ -34,6 +34,7 @@ from torch.distributed.tensor import DTensor
 
 from evocore.nn.head import Head
 from evocore.nn.layers import Embedding
+from evocore.parallel.blocks import units_by_part
 from evocore.parallel.buckets import Member
 from evocore.parallel.fsdp_deferral import DeferredRows
 from evocore.parallel.groups import Group
@@ -72,12 +73,13 @@ class FullySharded:
         travel = communicate or torch.float32
         # Sums over micro-batches would be in the dtype in which they travel.
         self._waits_for_last, self._announced = replicas.size > 1 and travel == torch.float32, 0
+        ignored = {parameter for name, parameter in model.named_parameters() if name not in sharings}
         options: dict[str, Any] = dict(
             mesh=_mesh(zero, replicas, device),
             mp_policy=MixedPrecisionPolicy(self._computed_in, travel, cast_forward_inputs=False),
-            ignored_params={parameter for name, parameter in model.named_parameters() if name not in sharings},
+            ignored_params=ignored,
         )
-        runs = list(_runs(model, options["ignored_params"], starts))
+        runs = [[unit for unit in part if {*unit.parameters()} - ignored] for part in units_by_part(model, starts)]
         last = runs[-1][-1]  # backward begins with it: it stays gathered
         chunks = [[_sharded(unit, reshard_after_forward=unit is not last, **options) for unit in run] for run in runs]
         self._chunks, self._units = len(chunks), [unit for chunk in chunks for unit in chunk]
@@ -202,22 +204,6 @@ def _make_float32(model: nn.Module, sharings: Mapping[str, Sharing]) -> torch.dt
         setattr(module, kind, nn.Parameter(parameter.detach().float()))
     assert len(dtypes) == 1, dtypes
     return dtypes.pop()
-
-
-def _runs(model: nn.Module, ignored: Collection[nn.Parameter], starts: Collection[int]) -> Iterator[list[nn.Module]]:
-    """Of each chunk what is gathered at once: embedding, each block, head; in the order of forward."""
-    run: list[nn.Module] = []
-    blocks = 0
-    for child in model.children():
-        has_blocks = isinstance(child, nn.ModuleList)
-        for unit in child.children() if has_blocks else [child]:
-            if has_blocks and blocks and blocks in starts:
-                yield run
-                run = []
-            blocks += has_blocks
-            if any(parameter not in ignored for parameter in unit.parameters()):
-                run.append(unit)
-    yield run
 
 
 def _when_it_runs(

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from evocore.nn.layers import Embedding
-from evocore.parallel.blocks import part_of
+from evocore.parallel.blocks import units_by_part
 from evocore.parallel.layout import Layout
 from evocore.parallel.pipeline.schedules import Table
 from evocore.parallel.sharding import Sharing
@@ -71,12 +71,9 @@ def gathered_units(model: nn.Module, layout: Layout, sharings: Mapping[str, Shar
     sharded = {
         parameter: sharings[name] for name, parameter in model.named_parameters() if sharings[name].fully_sharded
     }
-    ranks, starts, part = layout.part("zero").parts, layout.chunk_starts(), 0
-    found = []
-    for child in model.children():
-        blocks = isinstance(child, nn.ModuleList)
-        for number, module in enumerate(child.children() if blocks else [child]):
-            part = part_of(number, starts) if blocks else part  # what comes behind the blocks is the last chunk's
+    ranks, found = layout.part("zero").parts, []
+    for part, units in enumerate(units_by_part(model, layout.chunk_starts())):
+        for module in units:
             own = {parameter: sharded[parameter] for parameter in module.parameters() if parameter in sharded}
             if own:
                 matrices = tuple(_matrix(parameter, sharing, ranks) for parameter, sharing in own.items())

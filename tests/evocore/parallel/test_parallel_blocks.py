@@ -2,11 +2,12 @@
 
 import pytest
 from parallel_counted_cases import Case
+from torch import nn
 
 from evocore.nn.experts import ExpertLinear
 from evocore.nn.layers import Linear, Norm
 from evocore.nn.router import Scorer
-from evocore.parallel.blocks import blocks_of, last_layer, part_of
+from evocore.parallel.blocks import blocks_of, last_layer, part_of, units_by_part
 from evocore.plugins.manager import load_plugins
 from evocore.training.assembly import make_plan
 
@@ -43,3 +44,15 @@ def test_a_block_ends_with_what_its_forward_uses_last(family, model, kind):
 
 def test_parts_begin_with_their_starts():
     assert [part_of(block, (0, 2, 3)) for block in range(5)] == [0, 0, 1, 2, 2]
+
+
+def test_what_comes_behind_the_blocks_is_the_last_parts():
+    model = nn.Module()
+    model.embedding, model.layers = nn.Embedding(2, 2), nn.ModuleList(nn.Linear(2, 2) for _ in range(5))
+    model.norm, model.further = nn.LayerNorm(2), nn.ModuleList([nn.Linear(2, 2)])
+
+    first, second, last = units_by_part(model, (0, 2, 3))
+
+    assert first == [model.embedding, model.layers[0], model.layers[1]]
+    assert second == [model.layers[2]]
+    assert last == [model.layers[3], model.layers[4], model.norm, model.further[0]]
