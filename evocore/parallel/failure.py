@@ -65,7 +65,7 @@ def process_group(
         raise
     except BaseException as error:  # noqa: BLE001 - whatever it is, the other ranks cannot go on without this one
         _end_at_the_latest_in(2 * GRACE)
-        first = lifeline.failure(SETTLE) or _claim(store, _describe(error, launch.rank))
+        first = lifeline.failure(SETTLE) or _claim(store, lifeline, _describe(error, launch.rank))
         if first.rank == launch.rank:
             _tell(error, launch.rank)
             lifeline.spread(first)
@@ -123,12 +123,13 @@ def _describe(error: BaseException, rank: int) -> Failure:
     return Failure(rank, f"rank {rank} failed first, see its {see}: {text}", 2 if mistake else 1)
 
 
-def _claim(store: Store, mine: Failure) -> Failure:
+def _claim(store: Store, lifeline: Lifeline, mine: Failure) -> Failure:
     """The failure that came first: this one, unless another rank says the same of its own."""
     try:
         return Failure.from_json(store.compare_set("evocore/failure", "", mine.to_json()))
     except RuntimeError:
-        return mine  # the store has ended with the rank that kept it: nobody else can claim anything, either
+        # The store has ended with the rank that kept it. If that rank failed, it said so before it went.
+        return lifeline.failure(SETTLE) or mine
 
 
 def _tell(error: BaseException, rank: int) -> None:
