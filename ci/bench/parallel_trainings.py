@@ -42,6 +42,9 @@ class Sizes:
     """The model and what one data-parallel rank trains on in a step; about 50 million parameters as they stand.
 
     Attributes:
+        tokens: of a micro-batch.
+        document: tokens of each document in it.
+        chunks: of each pipeline stage.
         backend: evocore's name of the device.
         dtype: of weights and activations, as PyTorch calls it.
     """
@@ -51,6 +54,8 @@ class Sizes:
     vocab: int = 5120
     tokens: int = 512
     document: int = 128
+    micro_batches: int = 1
+    chunks: int = 1
     backend: str = "cpu"
     dtype: str = "float32"
 
@@ -59,18 +64,18 @@ class Sizes:
         model = dict(
             num_layers=self.layers, hidden_size=self.hidden, num_attention_heads=self.hidden // HEAD_DIM,
             num_kv_attention_heads=self.hidden // HEAD_DIM, mlp_ratio=8 / 3, multiple_of=64, vocab_size=self.vocab,
-            dtype=f"torch.{self.dtype}",
+            num_chunks=self.chunks, dtype=f"torch.{self.dtype}",
         )  # fmt: skip
         values = dict(
             JOB_NAME="bench", model_type="LLAMA2", enable_tb=False, model=model,
-            data=dict(seq_len=self.tokens, micro_bsz=1, micro_num=1, total_steps=1),
+            data=dict(seq_len=self.tokens, micro_bsz=1, micro_num=self.micro_batches, total_steps=1),
             parallel=dict(zero1=dict(size=1)) | parallel, ckpt=dict(enable_save_ckpt=False),
         )  # fmt: skip
         return load_values(values).config
 
-    def batch(self, data_rank: int) -> MicroBatch:
-        """Random tokens, the same whenever the same rank asks."""
-        draw = torch.Generator().manual_seed(data_rank)
+    def batch(self, data_rank: int, number: int = 0) -> MicroBatch:
+        """Random tokens, the same whenever the same rank asks for the same micro-batch."""
+        draw = torch.Generator().manual_seed(data_rank * self.micro_batches + number)
         ids = torch.randint(self.vocab, (self.tokens + 1,), generator=draw)
         places = torch.arange(self.tokens) % self.document
         ends = (*range(0, self.tokens, self.document), self.tokens)
@@ -110,15 +115,7 @@ def ours(
     Args:
         collectives: makes of the backend's own what the groups call.
     """
-    config = sizes.config(**parallel)
-    rank, world = _me()
-    layout = Layout.of(config, world, rank)
-    plan, device = _plan(config, sizes, layout)
-    calls = collectives(plan.backend.collectives())
-    runtime = Runtime(layout, Groups(layout.topology, rank, plan.backend, calls), calls, plan.sharings)
-    weight = config.parallel.weight
-    runtime.connect(plan.model, weight, device, keeps_buffers=plan.backend.reuses_gather_buffers())
-    model = plan.materialise(device, SEED, runtime)
+    plan, runtime, model, device = built(sizes, collectives, **parallel)
     optimizer = Optimizer(
         model, plan.adamw(), weight_decay=WEIGHT_DECAY, eps=EPS, beta1=BETA1, runtime=runtime, options=options
     )
@@ -126,7 +123,8 @@ def ours(
         model, optimizer, runtime, device,
         flops=plan.flops, loss_options={"label_smoothing": 0.0, "z_loss": 0.0}, clip=CLIP,
     )  # fmt: skip
-    batches, targets = [sizes.batch(runtime.data_rank)], sizes.tokens * runtime.data_size
+    batches = [sizes.batch(runtime.data_rank, number) for number in range(sizes.micro_batches)]
+    targets = sizes.tokens * sizes.micro_batches * runtime.data_size
 
     def train() -> Tensor:
         outcome = step.train(batches, targets, lr=LR, beta2=BETA2, loss_scale=1.0)
@@ -134,9 +132,25 @@ def ours(
         mean: Tensor = total / count
         return mean
 
-    holdings = memory(model, layout, plan.sharings, optimizer.buckets, weight=weight)
+    weight = sizes.config(**parallel).parallel.weight
+    holdings = memory(model, plan.layout, plan.sharings, optimizer.buckets, weight=weight)
     held = sum(one.bytes for one in holdings if not one.bound)
     return Training(train, optimizer.wait, held, plan.parameters)
+
+
+def built(
+    sizes: Sizes, collectives: Callable[[Collectives], Collectives] = lambda own: own, **parallel: Any
+) -> tuple[Plan, Runtime, nn.Module, torch.device]:
+    """This rank's part of the model and its runtime, connected; see ``ours``."""
+    config = sizes.config(**parallel)
+    rank, world = _me()
+    layout = Layout.of(config, world, rank)
+    plan, device = _plan(config, sizes, layout)
+    calls = collectives(plan.backend.collectives())
+    runtime = Runtime(layout, Groups(layout.topology, rank, plan.backend, calls), calls, plan.sharings)
+    keeps_buffers = plan.backend.reuses_gather_buffers()
+    runtime.connect(plan.model, config.parallel.weight, device, keeps_buffers=keeps_buffers)
+    return plan, runtime, plan.materialise(device, SEED, runtime), device
 
 
 def by_hand(sizes: Sizes, *, updated: float = 1.0) -> Training:

@@ -152,7 +152,7 @@ def pipelines() -> list[Layout]:
         Layout("msp2-tied", 2, 1, tensor(2, "msp"), (TIED, OVERLAP)),
         Layout("isp-sp2-wp2-tied", 2, 1, isp(2, 2, overlap=True) | zero(-1), (TIED, OVERLAP)),
         Layout("fsdp2-tied", 2, 2, FSDP, (TIED,)),
-        Layout("tp2-pp2-dp2", 8, 2, tensor(2, "mtp") | pipeline(2) | zero(1), (OVERLAP,)),
+        Layout("tp2-pp2-dp2-zero2", 8, 2, tensor(2, "mtp") | pipeline(2) | zero(2), (OVERLAP,)),
     ]
 
 

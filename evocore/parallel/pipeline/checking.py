@@ -6,7 +6,7 @@ its own order, never wait for one another in a circle.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from evocore.parallel.pipeline.schedules import Action, Schedule, Table
@@ -42,17 +42,21 @@ def needs(action: Action, schedule: Schedule) -> list[tuple[str, int, int]]:
 
 
 def timeline(
-    schedule: Schedule, tables: Sequence[Table], durations: Mapping[str, float] = DURATIONS, message: float = 0.0
+    schedule: Schedule,
+    tables: Sequence[Table],
+    durations: Mapping[str, float] | Callable[[Action], float] = DURATIONS,
+    message: float = 0.0,
 ) -> list[Timed]:
     """When each action runs if it starts as soon as its stage and its inputs are there, in order of time.
 
     Args:
-        durations: of an action of each kind.
+        durations: of the actions of each kind, or of each action.
         message: from the end of an action on one stage until another stage has its result.
 
     Raises:
         ScheduleError: if stages wait for one another in a circle, or for what nobody computes.
     """
+    lasts = durations if callable(durations) else lambda action: durations[action.kind]
     done: dict[tuple[str, int, int], tuple[float, int]] = {}
     free = [0.0] * schedule.stages
     places = [0] * schedule.stages
@@ -67,7 +71,7 @@ def timeline(
                     break
                 there = [end + message * (source != stage) for end, source in (done[one] for one in wanted)]
                 start = max([free[stage], *there])
-                end = start + durations[action.kind]
+                end = start + lasts(action)
                 done["I" if action.kind == "B" else action.kind, action.chunk, action.micro] = end, stage
                 found.append(Timed(stage, action, start, end))
                 free[stage], places[stage], progressed = end, places[stage] + 1, True

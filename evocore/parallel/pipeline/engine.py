@@ -24,7 +24,7 @@ from evocore.ops.collectives import Handle
 from evocore.parallel.groups import Group
 from evocore.parallel.pipeline.deferral import WeightGradients, Work
 from evocore.parallel.pipeline.messages import Message, Program, Step, compile_tables
-from evocore.parallel.pipeline.schedules import Schedule
+from evocore.parallel.pipeline.schedules import Action, Schedule
 
 Tensors = tuple[Tensor, ...]
 
@@ -67,6 +67,7 @@ class Pipeline:
     Attributes:
         stage: of this rank.
         is_last: whether it holds the last chunk, and so has the loss.
+        watch: entered around what each action computes, without its messages: for clocks and profilers.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Pipeline:
         self._up, self._down, self._gradients = up, down, gradients
         self._finish_backward = finish_backward
         self.is_last = schedule.stage_of(schedule.total_chunks - 1) == self.stage
+        self.watch: Callable[[Action], AbstractContextManager[None]] = lambda action: nullcontext()
 
     def open_channels(self, device: torch.device) -> None:
         """Exchange one number with the neighbours over each channel.
@@ -205,18 +207,9 @@ class _Run:
     def step(self, step: Step) -> None:
         """Run one action with what comes in before it and goes out after it."""
         self._ask()
-        kind, chunk, micro = step.action
         given = self._take(step)
-        if kind == "F":
-            found = self._forward(chunk, micro, given)
-        elif kind == "W":
-            with torch.no_grad():
-                for work in self._weights.pop((chunk, micro)):
-                    work()
-            found = ()
-            self._pipeline.finish_backward()
-        else:
-            found = self._backward(chunk, micro, given, split=kind == "I")
+        with self._pipeline.watch(step.action):
+            found = self._compute(step.action, given)
         if step.sends is not None:
             message, target = step.sends
             self._send(message, target, found)
@@ -264,6 +257,18 @@ class _Run:
         self._sent[message] = _Arriving(tensors, [group.send(one, target) for one in tensors])
 
     # --- computation ------------------------------------------------------------------------------------------------
+
+    def _compute(self, action: Action, given: Tensors | None) -> Tensors:
+        kind, chunk, micro = action
+        if kind == "F":
+            return self._forward(chunk, micro, given)
+        if kind != "W":
+            return self._backward(chunk, micro, given, split=kind == "I")
+        with torch.no_grad():
+            for work in self._weights.pop((chunk, micro)):
+                work()
+        self._pipeline.finish_backward()
+        return ()
 
     def _forward(self, chunk: int, micro: int, given: Tensors | None) -> Tensors:
         grads = torch.is_grad_enabled()
