@@ -5,7 +5,7 @@
 Parts:
 
 - ``pytorch``: a step of 1F1B and of the interleaved schedule on 2 and 4 processes, by both engines in turns.
-- ``idle``: on 2 processes, the share of a step in which a stage computes nothing, beside what its schedule would leave
+- ``idle``: on 2 processes, the share of a step in which stages compute nothing, beside what the schedule would leave
   if each action took as long as it did and messages took no time.
 - ``simulated``: a step of each schedule on 4 stages, simulated from the processor time that its actions took on 4
   processes.
