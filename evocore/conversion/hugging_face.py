@@ -110,9 +110,7 @@ def evocore_to_hugging_face(
         names = write_weights(
             working, match, opened.source, NAMES[torch_dtype], shard_bytes=shard_bytes, kept=buffers_of(opened.model)
         )
-    return Converted(
-        destination, opened.family.name, parameters_of(opened.model), opened.source.bytes_read, len(names)
-    )
+    return opened.converted(destination, files=len(names))
 
 
 def family_of(folder: HuggingFaceFolder, registry: PluginRegistry) -> ModelFamily:

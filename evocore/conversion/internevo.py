@@ -99,9 +99,7 @@ def evocore_to_internevo(
             opened.config.model.model_dump(),
             opened.step,
         )
-    return Converted(
-        destination, opened.family.name, parameters_of(opened.model), opened.source.bytes_read, len(names)
-    )
+    return opened.converted(destination, files=len(names))
 
 
 def _known(settings: Mapping[str, Any]) -> dict[str, Any]:

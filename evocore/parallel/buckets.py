@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from weakref import WeakMethod, ref
 
 import torch
 from torch import Tensor, nn
@@ -107,21 +108,28 @@ class Bucket:
         self._without.clear()
 
     def on_gradient(self, arrived: Callable[[Bucket], None] | None) -> None:
-        """Take each gradient when autograd has it, and call ``arrived`` after it if that is given.
+        """Take each gradient when autograd has it, and call ``arrived``, a bound method, after it if that is given.
 
         Autograd calls the hook of a parameter whose gradient is delivered, too, though it has none for it.
         """
-        for member in self.members:
+        for number, member in enumerate(self.members):
             if not member.sharing.delivered:
-                member.parameter.register_post_accumulate_grad_hook(self._hook(member, arrived))
+                member.parameter.register_post_accumulate_grad_hook(self._hook(number, arrived))
 
-    def _hook(self, member: Member, arrived: Callable[[Bucket], None] | None) -> Callable[[Tensor], None]:
+    def _hook(self, number: int, arrived: Callable[[Bucket], None] | None) -> Callable[[Tensor], None]:
+        # Python does not find cycles that lead through autograd: held by its parameters' hooks, a bucket, and with it
+        # the groups and their threads, would stay for ever.
+        bucket, told = ref(self), WeakMethod(arrived) if arrived is not None else None
+
         def hook(parameter: Tensor) -> None:
+            owner = bucket()
+            if owner is None:
+                return  # the optimizer is gone, the model is not
             assert parameter.grad is not None
-            self.add(member, parameter.grad)
+            owner.add(owner.members[number], parameter.grad)
             parameter.grad = None
-            if arrived is not None:
-                arrived(self)
+            if told is not None and (tell := told()) is not None:
+                tell(owner)
 
         return hook
 
