@@ -6,6 +6,7 @@ milliseconds. The processes of a pool are kept, and each call gets a process gro
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import pickle
 import tempfile
@@ -175,6 +176,8 @@ class _Report:
 def _serve(connection: Connection, rank: int, world_size: int, backend: str) -> None:
     """The life of one process: a call, a report, the next call, until the other end closes."""
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # what is imported stays: to look through it after each call would take longer than many a call
     try:
         while True:
             connection.send_bytes(_answer(connection.recv_bytes(), rank, world_size, backend))
@@ -192,6 +195,7 @@ def _answer(message: bytes, rank: int, world_size: int, backend: str) -> bytes:
         report = pickle.dumps(_Report(function(*args, **kwargs)))
         dist.barrier()  # nobody closes its connections while another still uses them
         dist.destroy_process_group()
+        gc.collect()  # process groups that are parts of cycles: their threads wake up a hundred times a second
     except Exception as error:  # noqa: BLE001 - whatever the function under test raises is reported
         # The process group stays: a peer must not see a broken connection before the caller sees this report.
         return pickle.dumps(_Report(failure=traceback.format_exc(), error=_pickled_error(error)))
