@@ -26,15 +26,14 @@ class Record(NamedTuple):
         """Spell a document.
 
         Args:
-            trained: whether each token is a target; all are if left out.
+            trained: whether each token is a target; if left out, all are but those with id 0, as in InternEvo's data.
             internevo: write what InternEvo writes, byte for byte: no fixed places and no mask, so that a token with
                 id 0 is never a target.
         """
-        if trained is None or all(trained):
+        if trained is None or (all(trained) and 0 not in tokens):
             inside = None if internevo else spell(tokens)
-            if inside is not None:
-                return cls(HEAD + inside + TAIL, len(tokens))
-            trained = [True] * len(tokens)
+            line = b'{"tokens": %s}\n' % _list(tokens) if inside is None else HEAD + inside + TAIL
+            return cls(line, len(tokens))
         if not internevo and any(on for token, on in zip(tokens, trained, strict=True) if token == 0):
             mask = _list(map(int, trained))
             return cls(b'{"tokens": %s, "loss_mask": %s}\n' % (_list(tokens), mask), len(tokens))

@@ -103,6 +103,7 @@ class Trainer:
         if ending is Ending.FINISHED and not self._is_due(self._cadence.valid_every):
             self._validate()
         self._save()
+        self._optimizer.wait()  # what the last step has left under way: nobody drops half a message
         for observer in self._observers:
             observer.on_end(self._progress.steps, ending.value)
         return ending
