@@ -123,20 +123,26 @@ SCHEDULES: dict[str, tuple[str, tuple[dict[str, Any], ...]]] = {
 
 
 def pipelines() -> list[Layout]:
-    """Every schedule on two and four stages, then with what else shares a stage."""
+    """Every schedule on two and four stages; then what else shares a stage, each with two of them."""
     found = []
     for name, (schedule, chunks) in SCHEDULES.items():
         four, two_stages = (deep(4), *chunks), pipeline(2, schedule)
-        sharded = tensor(2, "mtp") | zero(-1)
         found += [
             Layout(f"pp2-{name}", 2, 1, two_stages, four),
             Layout(f"pp4-{name}", 4, 1, pipeline(4, schedule), (deep(8), *chunks)),
-            Layout(f"pp2-{name}-mtp2-recompute", 4, 1, two_stages | sharded, (*four, RECOMPUTE)),
-            Layout(f"pp2-{name}-zero2", 4, 2, two_stages | zero(2), (*four, OVERLAP)),
-            Layout(f"pp2-{name}-fsp2", 4, 1, two_stages | tensor(2, "fsp"), four),
-            Layout(f"pp2-{name}-isp-recompute", 4, 1, two_stages | isp(2, 2, overlap=True), (*four, RECOMPUTE)),
-            Layout(f"pp2-{name}-fsdp2", 4, 2, two_stages | FSDP, (*four, OVERLAP)),
         ]
+        if name in ("1f1b", "zbv"):
+            sharded = tensor(2, "mtp") | zero(-1)
+            found += [
+                Layout(f"pp2-{name}-mtp2-recompute", 4, 1, two_stages | sharded, (*four, RECOMPUTE)),
+                Layout(f"pp2-{name}-isp-recompute", 4, 1, two_stages | isp(2, 2, overlap=True), (*four, RECOMPUTE)),
+                Layout(f"pp2-{name}-fsdp2", 4, 2, two_stages | FSDP, (*four, OVERLAP)),
+            ]
+        else:
+            found += [
+                Layout(f"pp2-{name}-zero2", 4, 2, two_stages | zero(2), (*four, OVERLAP)),
+                Layout(f"pp2-{name}-fsp2", 4, 1, two_stages | tensor(2, "fsp"), four),
+            ]
     return [
         *found,
         Layout("pp2-uneven-recompute", 2, 1, pipeline(2, layers=[1, 2]), (RECOMPUTE,)),
@@ -227,12 +233,10 @@ DYNAMIC: dict[str, Any] = dict(model=dict(rope_type="dynamic", rope_scaling_fact
 def families() -> list[Layout]:
     """Options of families of which each rank has a part, or sees a part."""
     return [
-        Layout("mtp2-qwen3", 2, 1, tensor(2, "mtp"), (QWEN3,)),
         Layout("mtp4-qwen3-shared-kv-heads-zero", 4, 1, tensor(4, "mtp"), (QWEN3, OVERLAP)),
         Layout("msp2-qwen3", 2, 1, tensor(2, "msp"), (QWEN3,)),
         Layout("mtp2-fsdp2-qwen3", 4, 2, tensor(2, "mtp") | FSDP, (QWEN3,)),
         Layout("isp-sp2-wp2-qwen3-dynamic", 2, 1, isp(2, 2, overlap=True), (QWEN3, DYNAMIC)),
-        Layout("mtp2-gemma2", 2, 1, tensor(2, "mtp"), (GEMMA2,)),
         Layout("isp-sp2-wp2-gemma2-recompute", 2, 1, isp(2, 2), (GEMMA2, RECOMPUTE)),
         Layout(
             "pp2-zbv-fsp2-gemma2-recompute", 4, 1, pipeline(2, "ZBV") | tensor(2, "fsp"), (GEMMA2, deep(4), RECOMPUTE)
@@ -247,7 +251,6 @@ def families() -> list[Layout]:
             (DEEPSEEK_V3, RECOMPUTE, OVERLAP),
         ),
         Layout("isp-sp2-wp2-deepseek-v3", 2, 1, isp(2, 2, overlap=True), (DEEPSEEK_V3,)),
-        Layout("fsdp2-deepseek-v3", 2, 2, FSDP, (DEEPSEEK_V3,)),
         Layout("pp2-zbv-msp2-deepseek-v3", 4, 1, pipeline(2, "ZBV") | tensor(2, "msp"), (DEEPSEEK_V3, deep(4))),
     ]  # fmt: skip
 

@@ -70,7 +70,7 @@ def test_two_data_parallel_ranks_equal_one_process(corpus):
 
 
 def test_sigterm_saves_and_the_same_command_goes_on_exactly(corpus):
-    long = dict(data=dict(total_steps=60, micro_num=8), ckpt=dict(checkpoint_every=1000))
+    long = dict(data=dict(total_steps=40, micro_num=8), ckpt=dict(checkpoint_every=1000))
     config = write_config(corpus / "stopped.py", values(corpus, JOB_NAME="stopped", **long))
     whole = write_config(corpus / "whole.py", values(corpus, JOB_NAME="whole", **long))
     process = start(config)
@@ -81,7 +81,7 @@ def test_sigterm_saves_and_the_same_command_goes_on_exactly(corpus):
     assert code == 75, err
     folder = folder_of(corpus, "stopped")
     assert out.strip() == str(folder) and "stopped after step" in err
-    assert 3 <= len(logged(folder)) < 60
+    assert 3 <= len(logged(folder)) < 40
     assert finish(start(config))[0] == 0
     assert finish(start(whole))[0] == 0
 
@@ -90,7 +90,7 @@ def test_sigterm_saves_and_the_same_command_goes_on_exactly(corpus):
 
 
 def test_killed_run_goes_on_from_its_last_checkpoint_exactly(corpus):
-    long = dict(data=dict(total_steps=60, micro_num=8), ckpt=dict(checkpoint_every=10))
+    long = dict(data=dict(total_steps=40, micro_num=8), ckpt=dict(checkpoint_every=10))
     config = write_config(corpus / "killed.py", values(corpus, JOB_NAME="killed", **long))
     whole = write_config(corpus / "whole.py", values(corpus, JOB_NAME="whole", **long))
     process = start(config)
