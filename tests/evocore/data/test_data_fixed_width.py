@@ -92,3 +92,14 @@ def test_damage_in_a_line_at_fixed_places_is_named(bin_file):
 
     with pytest.raises(UserError, match="line 1 at byte 0: not valid JSON"):
         read_fragments([(TokenizedFile(path), 0, 0, 3)])
+
+
+@pytest.mark.parametrize("large", [5, 5_000_000])  # the latter has no fixed places
+@pytest.mark.parametrize(("trained", "expected"), [(None, -100), ([True, True], 0), ([False, True], -100)])
+def test_token_0_is_a_target_where_somebody_says_so(tmp_path, large, trained, expected):
+    line = Record.of([0, large], trained).line.decode().rstrip("\n")
+    path = write_bin(tmp_path / "a.bin", [[0, large]], lines=[line])
+
+    ids, targets = read_fragments([(TokenizedFile(path), 0, 0, 2)])
+
+    assert ids.tolist() == [0, large] and targets.tolist() == [expected, large]

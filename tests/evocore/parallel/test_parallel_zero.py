@@ -1,5 +1,6 @@
 """ZeRO 1.5 through the optimizer: any division of its state makes the steps of one process."""
 
+import gc
 from contextlib import nullcontext
 
 import pytest
@@ -12,7 +13,7 @@ from evocore.nn.roles import Role
 from evocore.ops.adamw import AdamWRequest
 from evocore.ops.collectives import Collectives
 from evocore.ops.resolution import resolve
-from evocore.parallel.groups import Groups
+from evocore.parallel.groups import Group, Groups
 from evocore.parallel.layout import Layout
 from evocore.parallel.placement import Placement
 from evocore.parallel.recording import RecordingCollectives
@@ -123,6 +124,18 @@ def test_low_precision_parameters_are_the_same_on_all_ranks(communicate, ranks):
         for name, value in parameters.items():
             assert torch.equal(ours[name], results[0][1][name]), name
             torch.testing.assert_close(ours[name].float(), value.float(), rtol=0.02, atol=0.02)
+
+
+def groups_left_by_runs(count):
+    """Groups that are still there when the models that were trained with them are not."""
+    for _ in range(count):
+        train(2, OVERLAPPED, steps=1)
+    gc.collect()
+    return [str(one) for one in gc.get_objects() if type(one) is Group]
+
+
+def test_groups_go_with_their_model(ranks):
+    assert ranks(4, groups_left_by_runs, 2) == [[]] * 4
 
 
 def test_a_bad_gradient_of_one_rank_stops_the_step_on_all_and_is_named(ranks):
