@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from parallel_figures import Figure, Medians
+from parallel_figures import Figure, Medians, add_parts_option
 from parallel_measures import Turns, alone, gathered_weights, overhead, peak_memory, zero
 from parallel_trainings import PEERS, TINY, Sizes, backend_named
 
@@ -184,7 +184,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tiny model and one round, to try the program")
-    parser.add_argument("--only", type=_parts, default=list(PARTS), metavar="PART,PART", help=", ".join(PARTS))
+    add_parts_option(parser, PARTS)
     parser.add_argument("--rounds", type=int, default=4, help="turns of each candidate")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of a turn")
     for name in ("hidden", "layers", "vocab", "tokens"):
@@ -195,13 +195,6 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--json", type=Path, help="write all figures and what they come from to this file")
     return parser.parse_args()
-
-
-def _parts(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := [name for name in names if name not in PARTS]:
-        raise argparse.ArgumentTypeError(f"no part {', '.join(unknown)}: there are {', '.join(PARTS)}")
-    return names
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Figures of a benchmark of the parallel runtime: what ranks have timed, as one number with its target."""
+"""What the benchmarks of the parallel runtime share: figures with their targets, and the choice of parts."""
 
 from __future__ import annotations
 
+import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from parallel_measures import Timed
@@ -29,6 +30,18 @@ class Figure:
         target = "" if self.wanted is None else f"{'<=' if self.at_most else '>='} {_told(self.wanted, self.unit)}"
         verdict = {None: "", True: "met", False: "missed"}[self.met]
         return f"{self.name:66} {_told(self.found, self.unit):>10}  {target:12} {verdict}".rstrip()
+
+
+def add_parts_option(parser: argparse.ArgumentParser, parts: Collection[str]) -> None:
+    """``--only``: which parts of a benchmark to run, all by default."""
+
+    def named(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := [name for name in names if name not in parts]:
+            raise argparse.ArgumentTypeError(f"no part {', '.join(unknown)}: there are {', '.join(parts)}")
+        return names
+
+    parser.add_argument("--only", type=named, default=list(parts), metavar="PART,PART", help=", ".join(parts))
 
 
 def _told(value: float, unit: str) -> str:

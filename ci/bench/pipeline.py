@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from parallel_figures import Figure, Medians
+from parallel_figures import Figure, Medians, add_parts_option
 from parallel_measures import Turns
 from parallel_trainings import HEAD_DIM, Sizes, backend_named
 from pipeline_measures import PYTORCHS, Watched, against_pytorch, chunks_of, schedule_of, watched
@@ -144,18 +144,11 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tiny model and one round, to try the program")
-    parser.add_argument("--only", type=_parts, default=list(PARTS), metavar="PART,PART", help=", ".join(PARTS))
+    add_parts_option(parser, PARTS)
     parser.add_argument("--rounds", type=int, default=4, help="turns of each candidate, of two steps")
     parser.add_argument("--backend", default="cpu", help="evocore's name of the device")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     return parser.parse_args()
-
-
-def _parts(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := [name for name in names if name not in PARTS]:
-        raise argparse.ArgumentTypeError(f"no part {', '.join(unknown)}: there are {', '.join(PARTS)}")
-    return names
 
 
 if __name__ == "__main__":
