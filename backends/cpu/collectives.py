@@ -27,7 +27,7 @@ from evocore.ops.collectives import (
 
 GATHER, SCATTER = 1, 2
 """Tags of messages, which others between the same ranks do not have."""
-SPARES = 2
+SPARES = 1
 """Buffers that are kept for the next reduce-scatter: memory that is new costs more than what is written into it."""
 
 

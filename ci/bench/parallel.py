@@ -8,6 +8,7 @@ Parts, each with its candidates in one run and in turns, so that a busy machine 
   (forward, backward, clip, AdamW for as many parameters as a rank owns), minus the same exchanges one by one.
 - ``zero``: ZeRO with overlap of gradients and parameters, DistributedDataParallel, fully_shard of each block.
 - ``memory``: of the same three, each in processes of its own: what training adds to the peak, and what formulas say.
+  Where the peak is the resident set, it moves by some MiB with the allocator, so it is a median over rounds, too.
 - ``isp``, ``isp-sequence``: how long gathers of weights hold up the computing thread, ahead of use and at once; the
   second part splits sequences, too.
 - ``alone``: the runtime in one process, and a loop by hand with the same kernels.
@@ -102,8 +103,10 @@ def of_zero(run: Run) -> Part:
 def of_memory(run: Run) -> Part:
     found = {}
     for name in ("evocore", *PEERS):
-        ranks = run.pool(peak_memory, run.sizes, name)
-        found[name] = {what: max(rank[what] for rank in ranks) for what in ("peak", "held")}
+        trials = [run.pool(peak_memory, run.sizes, name) for _ in range(run.turns.rounds)]
+        found[name] = {
+            what: statistics.median(max(rank[what] for rank in ranks) for ranks in trials) for what in ("peak", "held")
+        }
     figures = [
         Figure(f"memory: {name}, {text}", bytes_of[what], "MiB")
         for name, bytes_of in found.items()
