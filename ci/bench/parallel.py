@@ -105,7 +105,8 @@ def of_memory(run: Run) -> Part:
     for name in ("evocore", *PEERS):
         trials = [run.pool(peak_memory, run.sizes, name) for _ in range(run.turns.rounds)]
         found[name] = {
-            what: statistics.median(max(rank[what] for rank in ranks) for ranks in trials) for what in ("peak", "held")
+            what: statistics.median(max(rank[what] for rank in ranks) for ranks in trials)
+            for what in ("peak", "held")
         }
     figures = [
         Figure(f"memory: {name}, {text}", bytes_of[what], "MiB")

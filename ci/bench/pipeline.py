@@ -1,12 +1,14 @@
 """How the pipeline engine compares with PyTorch's and with what its schedules promise, on processes of one machine.
 
-    python ci/bench/pipeline.py [--quick] [--only PART,PART] [--rounds 4] [--json FILE]
+    python ci/bench/pipeline.py [--quick] [--only PART,PART] [--rounds 8] [--json FILE]
 
 Parts:
 
 - ``pytorch``: a step of 1F1B and of the interleaved schedule on 2 and 4 processes, by both engines in turns.
 - ``idle``: on 2 processes, the share of a step in which stages compute nothing, beside what the schedule would leave
-  if each action took as long as it did and messages took no time.
+  if each action took as long as it did and messages took no time. Chunks are deep here, as those of large models are:
+  a message is copied by the cores that compute, and must not weigh more than it would beside a device. Micro-batches
+  are few, so that there is an idle time to measure.
 - ``simulated``: a step of each schedule on 4 stages, simulated from the processor time that its actions took on 4
   processes.
 
@@ -35,6 +37,7 @@ from evocore.parallel.pipeline.schedules import SCHEDULES, Action
 from evocore.testing.distributed import RankPool
 
 SIZES = Sizes(hidden=6 * HEAD_DIM, layers=8, vocab=1024, tokens=256, document=64, micro_batches=8)
+DEEP = replace(SIZES, hidden=12 * HEAD_DIM, layers=32, tokens=128, document=32, micro_batches=4)
 TINY = replace(SIZES, hidden=HEAD_DIM, vocab=64, tokens=32, document=16)
 TIMEOUT = 900.0
 PRELOAD = ("evocore.training.step", "torch.distributed.pipelining")
@@ -113,30 +116,31 @@ def _medians(steps: list[Watched]) -> dict[Action, float]:
     return {action: statistics.median(of_kind[action.kind, action.chunk]) for action in steps[0].seconds}
 
 
-PARTS: dict[str, Callable[[Sizes, Turns], list[Figure]]] = {
-    "pytorch": of_pytorch,
-    "idle": of_idle,
-    "simulated": of_simulated,
+PARTS: dict[str, tuple[Callable[[Sizes, Turns], list[Figure]], Sizes]] = {
+    "pytorch": (of_pytorch, SIZES),
+    "idle": (of_idle, DEEP),
+    "simulated": (of_simulated, SIZES),
 }
 
 
 def main() -> None:
     options = parse()
-    sizes = replace(TINY if options.quick else SIZES, backend=options.backend)
     turns = Turns(rounds=1, steps=1) if options.quick else Turns(options.rounds, steps=2)
     result: dict[str, Any] = {
-        "settings": asdict(sizes) | asdict(turns) | {"quick": options.quick},
+        "settings": asdict(turns) | {"quick": options.quick},
         "environment": {"torch": torch.__version__, "cores": len(os.sched_getaffinity(0))},
         "parts": {},
     }
     print(f"{'figure':66} {'found':>10}  {'target':12} verdict", flush=True)
     for name in options.only:
         before = os.getloadavg()[0]
-        figures = PARTS[name](sizes, turns)
+        function, sizes = PARTS[name]
+        sizes = replace(TINY if options.quick else sizes, backend=options.backend)
+        figures = function(sizes, turns)
         for figure in figures:
             print(figure.line(), flush=True)
         plain = [asdict(one) | {"met": one.met} for one in figures]
-        result["parts"][name] = {"figures": plain, "load": [before, os.getloadavg()[0]]}
+        result["parts"][name] = {"sizes": asdict(sizes), "figures": plain, "load": [before, os.getloadavg()[0]]}
         if options.json:
             options.json.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -145,7 +149,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tiny model and one round, to try the program")
     add_parts_option(parser, PARTS)
-    parser.add_argument("--rounds", type=int, default=4, help="turns of each candidate, of two steps")
+    parser.add_argument("--rounds", type=int, default=8, help="turns of each candidate, of two steps")
     parser.add_argument("--backend", default="cpu", help="evocore's name of the device")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     return parser.parse_args()

@@ -38,8 +38,8 @@ class Watched:
     """A step on one rank.
 
     Attributes:
-        begin: when it began, on a clock that all processes of the machine share, in seconds.
-        end: likewise.
+        begin: when its first action began, on a clock that all processes of the machine share, in seconds.
+        end: when all was done, likewise.
         seconds: of each action of this rank's table.
     """
 
@@ -56,22 +56,23 @@ def watched(sizes: Sizes, turns: Turns, name: str, *, processor: bool) -> list[W
             a core of its own where ranks share cores.
     """
     part, clock = Part.of(sizes, name), time.thread_time if processor else time.perf_counter
-    step, seconds = part.ours().step, dict[Action, float]()
+    step, seconds, begins = part.ours().step, dict[Action, float](), list[float]()
 
     @contextmanager
     def watch(action: Action) -> Iterator[None]:
+        begins.append(time.perf_counter())
         start = clock()
         yield
         seconds[action] = clock() - start
 
     part.engine.watch = watch
     found = []
-    for number in range(turns.rounds * turns.steps + 1):
+    for number in range(turns.rounds + 1):
         dist.barrier()
-        begin = time.perf_counter()
+        begins.clear()
         step()
         if number:  # the first one warms up
-            found.append(Watched(begin, time.perf_counter(), dict(seconds)))
+            found.append(Watched(begins[0], time.perf_counter(), dict(seconds)))
     return found
 
 

@@ -27,6 +27,9 @@ from evocore.parallel.pipeline.messages import Message, Program, Step, compile_t
 from evocore.parallel.pipeline.schedules import Action, Schedule
 
 Tensors = tuple[Tensor, ...]
+ASKED_AHEAD = 4
+"""Messages that are asked for before they are needed: whoever sends what nobody has asked for yet must come back to
+it in the middle of a computation, which makes it late."""
 
 
 class Chunks(Protocol):
@@ -226,8 +229,8 @@ class _Run:
     # --- messages ---------------------------------------------------------------------------------------------------
 
     def _ask(self) -> None:
-        """Start to receive what is needed next and after that, and what its sender sends before it."""
-        for needed in self._order[self._taken : self._taken + 2]:
+        """Start to receive what is needed next, and what its senders send before it."""
+        for needed in self._order[self._taken : self._taken + ASKED_AHEAD]:
             source, place = self._places[needed]
             group = self._pipeline.group_to(source, self._pipeline.stage)
             while self._asked[source] <= place:
