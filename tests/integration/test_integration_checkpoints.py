@@ -11,7 +11,8 @@ CHANGES = {
     "tensor parallel to fsdp": ("msp", "fsdp"),
     "fsdp to zero": ("fsdp", "zero"),
     "zero to a pipeline": ("zero", "pipeline"),
-    "pipeline to one process": ("pipeline", "alone"),
+    "pipeline to fsdp in one that is cut elsewhere": ("pipeline", "fsdp and pipeline"),
+    "fsdp and pipeline to one process": ("fsdp and pipeline", "alone"),
 }
 LAYOUTS = {
     "alone": layouts.Layout("alone", 1, 1, {}),
@@ -20,6 +21,7 @@ LAYOUTS = {
     "fsdp": layouts.Layout("fsdp", 2, 2, layouts.FSDP),
     "zero": layouts.Layout("zero", 4, 4, layouts.zero(2), (layouts.OVERLAP,)),
     "pipeline": layouts.Layout("pipeline", 4, 2, layouts.pipeline(2, "ZBH1") | layouts.zero(2), (layouts.OVERLAP,)),
+    "fsdp and pipeline": layouts.Layout("fsdp and pipeline", 4, 2, layouts.FSDP | layouts.pipeline(2, layers=[1, 2])),
 }
 
 
